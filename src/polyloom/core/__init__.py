@@ -1,0 +1,1 @@
+"""Layer 0: configuration, errors, registry, seeding, files, results. Standard library and pydantic only."""

@@ -1,0 +1,141 @@
+"""Files that are whole or absent: atomic writes, strict reads, checksums and locks between processes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from polyloom.core.errors import UserError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is fsynced and renamed over it, on failure removed.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; what stood at `path` stays.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise _write_error(path, error) from error
+
+
+def _write_error(path: Path, error: OSError) -> UserError:
+    if error.errno in DISK_FULL:
+        return UserError("the disk is full.", where=str(path), hint="Free some space, then resume the run.")
+    return UserError(f"cannot be written ({error.strerror}).", where=str(path))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` atomically."""
+    with replace_atomically(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` as indented JSON with sorted keys left as given, atomically."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file whole.
+
+    Raises:
+        UserError: it is absent, a folder or not readable.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror}).", where=str(path), hint="Check the path.") from error
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """Read a text file strictly; a byte-order mark is dropped.
+
+    Raises:
+        UserError: unreadable, an unknown encoding, or a byte that is not in it (the offset is named).
+    """
+    data = read_bytes(path)
+    try:
+        return data.decode(encoding).removeprefix("\ufeff")
+    except LookupError as error:
+        raise UserError(f"unknown encoding {encoding!r}.", where="--encoding", hint="Try utf-8 or latin-1.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"byte {data[error.start]:#04x} at offset {error.start} is not {encoding}.",
+            where=str(path),
+            hint="Name the file's encoding with --encoding.",
+        ) from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: unreadable or not JSON (line and column are named).
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"is not JSON: {error.msg}.", where=f"{path}:{error.lineno}:{error.colno}") from error
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hexadecimal sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path` between processes; the kernel frees it when the holder dies.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stream.seek(0)
+            raise UserError(
+                f"is in use by process {stream.read().strip() or 'unknown'}.",
+                where=str(path.parent),
+                hint="Wait for it to end, or stop it.",
+            ) from error
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                stream.truncate(0)

@@ -1,0 +1,1 @@
+"""Layer 1: readers of text formats and the embedded world."""

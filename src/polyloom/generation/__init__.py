@@ -1,0 +1,1 @@
+"""Layer 2: decoding of local models and chat with OpenAI-compatible servers."""

@@ -1,0 +1,1 @@
+"""Layer 1: text, tagging, language-model and statistical metrics."""

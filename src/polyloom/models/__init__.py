@@ -1,0 +1,1 @@
+"""Layer 1: loading and saving models, tokenizers, devices, tiny configurations."""

@@ -1,0 +1,1 @@
+"""Layer 2: the training loop, schedules, packing and checkpoints."""
