@@ -1,4 +1,4 @@
-"""Configurations: one frozen model per verb; command line over YAML over defaults; wrong keys and values are refused."""
+"""Configurations: one frozen model per verb; command line over YAML over defaults; what does not fit is refused."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ class Config(BaseModel):
 class StudyConfig(Config):
     """Base of every room's `study`: the embedded experiment, which is also the room's step of the tour."""
 
-    profile: Literal["quick", "full"] = Field(
-        "quick", description="quick: at most 60 CPU-seconds; full: the whole study."
-    )
+    profile: Literal["quick", "full"] = Field("quick", description="quick: at most 60 CPU-seconds; full: all of it.")
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

@@ -24,7 +24,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Equation:
-    """One row of a room's equation map: the paper's symbol or number, what it says, and the function that computes it."""
+    """One row of a room's equation map: the symbol or number, what it says, and the function that computes it."""
 
     name: str
     meaning: str
@@ -50,7 +50,8 @@ class Verb:
 class TourStep:
     """A room's step of the tour: the verb, and which of the tour's materials its configuration takes.
 
-    `inputs` maps a field of the configuration to one of the tour's materials: `model` (folder), `text` (list of files), `languages`.
+    `inputs` maps a field of the configuration to one of the tour's materials: `model` (a folder), `text` (files),
+    `languages` (codes).
     """
 
     verb: str = "study"

@@ -101,7 +101,7 @@ class Provenance(Record):
 class Result(Record):
     """What every verb of every room returns, stores and prints with `--json`."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     room: str
     verb: str
     run: str
