@@ -60,7 +60,11 @@ class TourStep:
 
 @dataclass(frozen=True)
 class RoomCard:
-    """What the command line, the docs, the studio and the tour know of a room."""
+    """What the command line, the docs, the studio and the tour know of a room.
+
+    `report` names the function `Result -> list[Figure]` that draws its figures in place of the default ones; `page`
+    names a function `(Result, run folder) -> str` that renders the whole page.
+    """
 
     name: str
     title: str
@@ -71,6 +75,7 @@ class RoomCard:
     equations: tuple[Equation, ...] = ()
     tour: TourStep | None = None
     report: str | None = None
+    page: str | None = None
 
     def verb(self, name: str) -> Verb:
         """Return the verb called `name`.
@@ -81,9 +86,8 @@ class RoomCard:
         for verb in self.verbs:
             if verb.name == name:
                 return verb
-        raise UserError(
-            f"the room {self.name!r} has no verb {name!r}.", hint=closest(name, [v.name for v in self.verbs])
-        )
+        names = [verb.name for verb in self.verbs]
+        raise UserError(f"the room {self.name!r} has no verb {name!r}.", hint=closest(name, names))
 
 
 def load(target: str) -> Any:
@@ -101,12 +105,15 @@ def rooms() -> dict[str, RoomCard]:
     return {card.name: card for card in sorted(cards, key=lambda card: (card.order, card.name))}
 
 
-def room(name: str) -> RoomCard:
-    """Return the card of the room called `name`.
+def card(name: str) -> RoomCard:
+    """Return the card called `name`: a room's, or the tour's, which is run, resumed and reported like one.
 
     Raises:
         UserError: there is no such room.
     """
+    if name == "tour":
+        tour: RoomCard = load("polyloom.tour:CARD")
+        return tour
     if name not in rooms():
         raise UserError(f"there is no room {name!r}.", hint=closest(name, rooms()))
     return rooms()[name]

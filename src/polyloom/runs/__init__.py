@@ -1,0 +1,1 @@
+"""Layer 2: run folders, resume, provenance and the index of runs."""
