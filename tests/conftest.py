@@ -9,11 +9,6 @@ from typing import NamedTuple
 
 import pytest
 
-for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 from hypothesis import HealthCheck, settings
 
 from polyloom.cli import main
@@ -22,6 +17,10 @@ from polyloom.core.registry import Verb
 from polyloom.runs.folder import Run, create_run
 
 ROOT = Path(__file__).parents[1]
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # These machines are shared: a slow example is no failure.
 settings.register_profile("polyloom", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("polyloom")
@@ -63,7 +62,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
 @pytest.fixture
 def real_data() -> Callable[[str], Path]:
-    """Return a function from a name to its path among the real public files; the test is skipped where they are absent."""
+    """Return a function from a name to its path among the real public files; it skips where they are absent."""
     root = Path(os.environ.get("POLYLOOM_DATA", ROOT.parent / "shared" / "data"))
 
     def find(name: str) -> Path:

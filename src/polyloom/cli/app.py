@@ -33,9 +33,7 @@ def build_app(words: list[str]) -> App:
     Args:
         words: the words of the command line.
     """
-    app = App(
-        name="polyloom", version=__version__, help="A workbench for the whole life of a multilingual language model."
-    )
+    app = App(name="polyloom", version=__version__, help="A workbench for a multilingual language model's whole life.")
     first = next((word for word in words if not word.startswith("-")), "")
     app.command(verb_command("tour.run"), name="tour", help=card("tour").question, sort_key=0)
     for name, room in rooms().items():
@@ -77,9 +75,7 @@ def verb_command(target: str) -> Callable[..., int]:
 def _signature(model: type[Config]) -> inspect.Signature:
     options = [_option(name, field) for name, field in model.model_fields.items()]
     common = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=False if name == "as_json" else None, annotation=kind
-        )
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
         for name, kind in COMMON_OPTIONS.items()
     ]
     return inspect.Signature([*options, *common])

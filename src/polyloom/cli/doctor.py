@@ -39,9 +39,7 @@ def doctor(*, runs: RunsOption = None, as_json: JsonOption = False) -> int:
         console = Console()
         for check in checks:
             mark = "[yellow]FIX[/]" if check.fix else "[green]OK[/]"
-            console.print(
-                f"{mark:<4} {check.name}: {check.found}{'. ' + check.fix if check.fix else ''}", highlight=False
-            )
+            console.print(f"{mark:<4} {check.name}: {check.found}. {check.fix}".rstrip(), highlight=False)
     return int(any(check.fix and check.name not in EXTRAS for check in checks))
 
 
@@ -62,9 +60,7 @@ def run_checks(root: Path) -> Iterator[Check]:
     fix = "" if writable else "Choose a folder you may write to with --runs."
     yield Check("runs folder", f"{root} ({'writable' if writable else 'not writable'})", fix)
     cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    yield Check(
-        "model cache", f"{cache} ({'present' if cache.exists() else 'not there yet; made when a hub id is used'})"
-    )
+    yield Check("model cache", str(cache) if cache.exists() else f"{cache} (made when a hub id is first used)")
     for extra, modules in EXTRAS.items():
         absent = [module for module in modules if importlib.util.find_spec(module) is None]
         fix = f'Optional: pip install "polyloom[{extra}]"' if absent else ""
