@@ -4,7 +4,7 @@ Public names (imported on first use, so that reading the card needs no torch):
 
 - `facts`, `FactSheet`: the fact sheet of any activation, from a name or from your own function.
 - `silu_minimum`, `silu_derivative`, `silu_second_derivative`, `swish_beta_derivative`: the closed forms of SiLU.
-- `gaussian_moments`, `init_gain`, `variance_map`, `critical_point`, `correlation_length`: signal propagation.
+- `gaussian_moments`, `init_gain`, `variance_map`, `mean_field`, `edge_of_chaos`, `depth_scale`: signal propagation.
 - `half_precision_error`: the error over all 65,536 patterns of a half type.
 - `resolve_activation`, `ACTIVATIONS`: the registry of activations.
 - `swiglu_product`, `swiglu_down`, `patch_mlp`, `unpatch_mlp`, `saved_units`: the exact memory-saving forms.
@@ -20,12 +20,13 @@ from polyloom.core.registry import Equation, Paper, RoomCard, TourStep, Verb
 if TYPE_CHECKING:
     from polyloom.methods.silu.method import (
         FactSheet,
-        correlation_length,
-        critical_point,
+        depth_scale,
+        edge_of_chaos,
         facts,
         gaussian_moments,
         half_precision_error,
         init_gain,
+        mean_field,
         silu_derivative,
         silu_minimum,
         silu_second_derivative,
@@ -33,18 +34,20 @@ if TYPE_CHECKING:
         variance_map,
     )
     from polyloom.models.activations import ACTIVATIONS, resolve_activation
-    from polyloom.models.swiglu import patch_mlp, saved_units, swiglu_down, swiglu_product, unpatch_mlp
+    from polyloom.models.patching import patch_mlp, unpatch_mlp
+    from polyloom.models.swiglu import saved_units, swiglu_down, swiglu_product
 
 __all__ = [
     "ACTIVATIONS",
     "CARD",
     "FactSheet",
-    "correlation_length",
-    "critical_point",
+    "depth_scale",
+    "edge_of_chaos",
     "facts",
     "gaussian_moments",
     "half_precision_error",
     "init_gain",
+    "mean_field",
     "patch_mlp",
     "resolve_activation",
     "saved_units",
@@ -63,7 +66,8 @@ _ACTIVATIONS = "polyloom.models.activations"
 _SWIGLU = "polyloom.models.swiglu"
 _HOME = {
     **dict.fromkeys(("ACTIVATIONS", "resolve_activation"), _ACTIVATIONS),
-    **dict.fromkeys(("patch_mlp", "saved_units", "swiglu_down", "swiglu_product", "unpatch_mlp"), _SWIGLU),
+    **dict.fromkeys(("saved_units", "swiglu_down", "swiglu_product"), _SWIGLU),
+    **dict.fromkeys(("patch_mlp", "unpatch_mlp"), "polyloom.models.patching"),
 }
 
 
@@ -127,8 +131,8 @@ CARD = RoomCard(
         Equation("E f, E f^2, E f'^2 for x ~ N(0, 1)", "moments by Gauss-Hermite", f"{_METHOD}:gaussian_moments"),
         Equation("1 / sqrt(E f^2)", "gain that keeps the second moment at x ~ N(0, 1)", f"{_METHOD}:init_gain"),
         Equation("V(q) = sigma_w^2 E f(sqrt(q) z)^2 + sigma_b^2", "mean-field variance map", f"{_METHOD}:variance_map"),
-        Equation("chi = sigma_w^2 E f'^2 = 1", "edge of chaos", f"{_METHOD}:critical_point"),
-        Equation("xi = -1 / log chi", "depth scale of correlations", f"{_METHOD}:correlation_length"),
+        Equation("chi = sigma_w^2 E f'^2 = 1", "edge of chaos", f"{_METHOD}:edge_of_chaos"),
+        Equation("xi = -1 / log chi", "depth scale of correlations", f"{_METHOD}:depth_scale"),
         Equation("(f(x Wg) * (x Wu)) Wd", "the gated block: SwiGLU, GEGLU, ReGLU", f"{_SWIGLU}:GatedMLP"),
         Equation("ffn = 2/3 of the ungated one", "inner width at equal parameters", f"{_SWIGLU}:fair_hidden_size"),
         Equation(
