@@ -14,16 +14,17 @@ from pydantic_core import PydanticUndefined
 
 from polyloom import __version__
 from polyloom.core.config import Config, load_config
-from polyloom.core.registry import RoomCard, Verb, card, rooms
+from polyloom.core import registry
+from polyloom.core.registry import RoomCard, Verb, card
 from polyloom.core.result import Result
 
 RunsOption = Annotated[Path | None, Parameter(help="The runs folder. [default: $POLYLOOM_RUNS, else ./runs]")]
 JsonOption = Annotated[bool, Parameter(name="--json", negative="", help="Print the result alone, as JSON.")]
-COMMON_OPTIONS = {
-    "config": Annotated[Path | None, Parameter(help="A YAML file of options; the command line wins over it.")],
-    "runs": RunsOption,
-    "run": Annotated[str | None, Parameter(help="The run's name. [default: room, verb and time]")],
-    "as_json": JsonOption,
+COMMON_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "config": (Annotated[Path | None, Parameter(help="A YAML file of options; the command line wins over it.")], None),
+    "runs": (RunsOption, None),
+    "run": (Annotated[str | None, Parameter(help="The run's name. [default: room, verb and time]")], None),
+    "as_json": (JsonOption, False),
 }
 
 
@@ -33,23 +34,29 @@ def build_app(words: list[str]) -> App:
     Args:
         words: the words of the command line.
     """
-    app = App(name="polyloom", version=__version__, help="A workbench for a multilingual language model's whole life.")
+    app = App(
+        name="polyloom",
+        version=__version__,
+        help="A workbench for a multilingual language model's whole life. Errors show a traceback with --debug.",
+    )
     first = next((word for word in words if not word.startswith("-")), "")
     app.command(verb_command("tour.run"), name="tour", help=card("tour").question, sort_key=0)
-    for name, room in rooms().items():
-        app.command(_room_app(room, complete=name == first), name=name, sort_key=1 + room.order)
+    for name, room in registry.rooms().items():
+        app.command(_room_app(room, complete=name == first))
     from polyloom.cli import doctor, runs, world
 
-    app.command(runs.app, sort_key=100)
+    app.command(runs.app)
     app.command(runs.rerun, sort_key=101)
     app.command(runs.report, sort_key=102)
-    app.command(world.app, sort_key=103)
+    app.command(world.app)
     app.command(doctor.doctor, sort_key=104)
     return app
 
 
 def _room_app(room: RoomCard, complete: bool) -> App:
-    app = App(name=room.name, help=f"{room.title}: {room.question}" if complete else room.question)
+    app = App(
+        name=room.name, sort_key=1 + room.order, help=f"{room.title}: {room.question}" if complete else room.question
+    )
     if complete:
         for order, verb in enumerate(room.verbs):
             app.command(verb_command(f"{room.name}.{verb.name}"), name=verb.name, help=verb.summary, sort_key=order)
@@ -75,8 +82,8 @@ def verb_command(target: str) -> Callable[..., int]:
 def _signature(model: type[Config]) -> inspect.Signature:
     options = [_option(name, field) for name, field in model.model_fields.items()]
     common = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-        for name, kind in COMMON_OPTIONS.items()
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in COMMON_OPTIONS.items()
     ]
     return inspect.Signature([*options, *common])
 
@@ -85,10 +92,11 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     default = field.get_default(call_default_factory=True)
     required = default is PydanticUndefined
     text = f"{field.description or ''}{' [required]' if required else ''}"
-    kind: Any = Annotated[field.annotation, Parameter(help=text, consume_multiple=True, negative_iterable="")]
+    annotation: Any = field.annotation
     if required:
-        kind = Annotated[field.annotation | None, Parameter(help=text, consume_multiple=True, negative_iterable="")]
-        default = None
+        annotation, default = annotation | None, None
+    shown = default not in (None, ())
+    kind = Annotated[annotation, Parameter(help=text, consume_multiple=True, negative_iterable="", show_default=shown)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 

@@ -73,10 +73,10 @@ def _torch_checks() -> Iterator[Check]:
     except ImportError as error:
         yield Check("torch", str(error), "Install it with: pip install torch")
         return
-    from polyloom.models.device import choose_device, has_fast_bf16
+    from polyloom.models.device import choose_device, has_fast_bfloat16
 
     device = choose_device("auto")
     yield Check("torch", torch.__version__)
     yield Check("device", str(device))
-    yield Check("bf16", "in hardware" if has_fast_bf16(device) else "not in hardware: fp32 is used")
+    yield Check("bf16", "in hardware" if has_fast_bfloat16(device) else "not in hardware: fp32 is used")
     yield Check("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores; tiny models use one")

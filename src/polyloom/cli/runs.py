@@ -20,7 +20,7 @@ from polyloom.runs.execute import default_root, run_verb, write_report
 from polyloom.runs.execute import resume as resume_run
 from polyloom.runs.folder import current_status, open_run, read_manifest
 
-app = App(name="runs", help="List, show, resume, compare and delete runs.")
+app = App(name="runs", sort_key=100, help="List, show, resume, compare and delete runs.")
 RunName = Annotated[str, Parameter(help="A run's name, `last`, or the path of its folder.")]
 
 

@@ -13,7 +13,9 @@ from cyclopts import App, Parameter
 from polyloom.core.errors import UserError, closest
 from polyloom.core.files import replace_atomically
 
-app = App(name="world", help="Sample, export and describe the embedded world: data made from Unicode CLDR.")
+app = App(
+    name="world", sort_key=103, help="Sample, export and describe the embedded world: data made from Unicode CLDR."
+)
 TaskName = Annotated[str, Parameter(help="A task of the world; `polyloom world describe` lists them.")]
 LanguageCodes = Annotated[
     tuple[str, ...], Parameter(help="Language codes.", consume_multiple=True, negative_iterable="")

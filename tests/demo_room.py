@@ -1,0 +1,87 @@
+"""A room for tests of the machinery around rooms: its verbs count, fail and refuse."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from pydantic import Field
+
+from polyloom.core import registry
+from polyloom.core.config import StudyConfig
+from polyloom.core.errors import UserError
+from polyloom.core.registry import RoomCard, TourStep, Verb
+from polyloom.core.result import Result, Scalar
+from polyloom.runs.folder import Run
+
+
+class DemoConfig(StudyConfig):
+    """How many steps, and what goes wrong."""
+
+    num_steps: int = Field(3, ge=1, description="Number of steps.")
+    seconds: float = Field(0.0, ge=0, description="Length of a step.")
+    kill_at: int = Field(-1, description="The step at which the process is killed, once.")
+    model: str | None = Field(None, description="A model folder.")
+
+
+def run_count(config: DemoConfig, run: Run) -> Result:
+    """Add up the steps, one memoised step at a time."""
+    values = []
+    with run.progress("count", config.num_steps) as advance:
+        for step in range(config.num_steps):
+            values.append(run.once(f"step {step}", lambda step=step: _one(config, run, step)))
+            advance(1)
+    return run.result(scalars={"total": Scalar(value=sum(values))}, verdicts=[f"counted to {config.num_steps}"])
+
+
+def _one(config: DemoConfig, run: Run, step: int) -> int:
+    run.log(step=step)
+    time.sleep(config.seconds)
+    marker = run.path / "killed"
+    if step == config.kill_at and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step
+
+
+def run_fail(config: DemoConfig, run: Run) -> Result:
+    """Fail as a defect does."""
+    raise ZeroDivisionError("a defect")
+
+
+def run_refuse(config: DemoConfig, run: Run) -> Result:
+    """Refuse the input."""
+    raise UserError("is no model.", where=str(config.model), hint="Give a model folder.")
+
+
+VERBS = {"count": run_count, "fail": run_fail, "refuse": run_refuse}
+CARD = RoomCard(
+    name="demo",
+    title="Demo",
+    question="Does it count?",
+    papers=(),
+    verbs=(
+        *(
+            Verb(name, f"{name}.", "tests.demo_room:DemoConfig", f"tests.demo_room:{run.__name__}")
+            for name, run in VERBS.items()
+        ),
+        Verb("study", "study.", "tests.demo_room:DemoConfig", "tests.demo_room:run_count"),
+    ),
+    order=1,
+    tour=TourStep(inputs={"model": "model"}),
+)
+
+
+def install(*cards: RoomCard) -> None:
+    """Make the demo cards the only rooms of this process."""
+    found = {card.name: card for card in cards or (CARD,)}
+    registry.rooms = lambda: found
+
+
+if __name__ == "__main__":
+    install()
+    from polyloom.cli import main
+
+    main(sys.argv[1:])
