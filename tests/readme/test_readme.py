@@ -1,0 +1,216 @@
+"""What the project says of itself is true: the commands run, both languages agree, links resolve, versions match."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import polyloom
+from polyloom.core.config import dump_config, load_config, read_yaml
+from polyloom.core.errors import UserError
+from polyloom.core.registry import card, rooms
+
+ROOT = Path(__file__).resolve().parents[2]
+READMES = ("README.md", "README.zh.md")
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+COMMITTED_PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/*.md", "recipes/*.md", "src/polyloom/methods/*/README.md")
+    for path in ROOT.glob(pattern)
+)
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"), key=lambda path: path.name)
+
+
+def blocks(name: str, language: str) -> list[str]:
+    """Return the fenced blocks of a language in a file of the repository."""
+    return [body for found, body in FENCE.findall((ROOT / name).read_text(encoding="utf-8")) if found == language]
+
+
+def commands(block: str) -> list[str]:
+    """Return the commands of a block, without comments."""
+    return [line for raw in block.splitlines() if (line := raw.partition("#")[0].strip())]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return the environment of a user's shell with its runs in `folder`; what is imported is this checkout."""
+    paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {
+        "POLYLOOM_RUNS": str(folder / "runs"),
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+    }
+
+
+def run_block(block: str, folder: Path) -> list[subprocess.CompletedProcess[str]]:
+    """Run a block's commands one after another, as a user would."""
+    done = []
+    for line in commands(block):
+        program, *arguments = shlex.split(line)
+        assert program == "polyloom", line
+        call = [sys.executable, "-m", "polyloom", *arguments]
+        result = subprocess.run(
+            call, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=1500, check=False
+        )
+        assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
+        done.append(result)
+    return done
+
+
+def test_both_readmes_name_the_same_commands_and_code() -> None:
+    english, chinese = (
+        [(language, commands(body)) for language, body in FENCE.findall((ROOT / name).read_text(encoding="utf-8"))]
+        for name in READMES
+    )
+    assert english == chinese
+    assert [language for language, _ in english] == ["sh", "sh", "bash", "bash", "text", "python"]
+
+
+def test_the_first_screen_holds_picture_and_two_commands() -> None:
+    for name in READMES:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert text.index("docs/images/tour.png") < text.index("make tour") < text.index("make test")
+        assert commands(blocks(name, "sh")[0]) == ["make tour", "make test"]
+        assert text[: text.index("make test")].count("\n") < 25
+
+
+def test_quick_commands_of_the_readme_run(tmp_path: Path) -> None:
+    results = run_block(blocks("README.md", "bash")[0], tmp_path)
+    assert '"schema_version": 1' in results[2].stdout
+    runs = sorted(path.parent for path in (tmp_path / "runs").glob("*/result.json"))
+    assert len(runs) == 3
+    assert all((run / "report.html").exists() for run in runs)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_slow_commands_of_the_readme_run(tmp_path: Path) -> None:
+    block = blocks("README.md", "bash")[1]
+    run_block(block, tmp_path)
+    # The tour's own steps may be runs too, so at least one run for each command.
+    reports = list((tmp_path / "runs").glob("*/report.html"))
+    assert len(reports) >= len(commands(block))
+
+
+def test_python_example_prints_the_minimum_and_the_lipschitz_constant(tmp_path: Path) -> None:
+    (code,) = blocks("README.md", "python")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # -W(1/e), and the maximum of f' at the zero of f''.
+    assert [float(line) for line in done.stdout.split()] == pytest.approx(
+        [-0.2784645427610738, 1.0998393201288669], abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_rooms_table_claims_what_exists(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| \[?`(\w+)`.* \| (\S+) \|$", text, flags=re.MULTILINE))
+    here = {"README.md": "here", "README.zh.md": "已有"}[name]
+    assert {room for room, state in rows.items() if state == here} == set(rooms())
+    assert len(rows) >= 10
+
+
+@pytest.mark.parametrize("name", COMMITTED_PAGES)
+def test_links_between_files_resolve(name: str) -> None:
+    page = ROOT / name
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    targets = {target.partition("#")[0] for target in LINK.findall(text) if "://" not in target}
+    # docs/generated is made from the code by `make docs`, whose strict build checks those links.
+    broken = [t for t in targets if t and "generated/" not in t and not (page.parent / t).exists()]
+    assert broken == []
+
+
+@pytest.mark.parametrize(
+    ("target", "steps"),
+    [
+        ("tour", ["scripts/setup all", "polyloom tour"]),
+        ("test", ["scripts/setup all,dev,docs", "scripts/check", "python -m pytest -n 2"]),
+        ("test-fast", ["scripts/setup all,dev,docs", "scripts/check", 'pytest -n 2 -m "not slow"']),
+        ("docs", ["scripts/setup all,dev,docs", "scripts/generate_docs.py", "zensical build --clean --strict"]),
+    ],
+)
+def test_make_does_the_steps_in_order(target: str, steps: list[str]) -> None:
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("make")]
+    assert len(lines) == len(steps), done.stdout
+    for line, step in zip(lines, steps, strict=True):
+        assert line.endswith(step), f"{step!r} in {line!r}"
+
+
+def test_continuous_integration_runs_make_test() -> None:
+    assert "exec make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for script in (".ci/run", "scripts/check", "scripts/setup"):
+        assert os.access(ROOT / script, os.X_OK), script
+
+
+def test_setup_refuses_an_old_python_in_one_line(tmp_path: Path) -> None:
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    setup = scripts / "setup"
+    setup.write_text((ROOT / "scripts" / "setup").read_text(encoding="utf-8"), encoding="utf-8")
+    old = tmp_path / "old-python"
+    old.write_text('#!/bin/sh\ncase "$2" in *version_info*) exit 1;; *) echo 3.9.1;; esac\n')
+    old.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(setup)], env=os.environ | {"PYTHON": str(old)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "is 3.9.1; Polyloom needs 3.11 or newer" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_citation_and_changelog_name_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == polyloom.__version__
+    assert citation["license"] == "Apache-2.0"
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert f"## {polyloom.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_licence_is_the_whole_of_apache_2() -> None:
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+    assert len(text.split()) == 1581
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_fits_the_verb_that_it_names(recipe: Path, tmp_path: Path) -> None:
+    words = shlex.split(recipe.read_text(encoding="utf-8").splitlines()[0].removeprefix("# "))
+    assert words[0] == "polyloom"
+    assert words[-2:] == ["--config", f"recipes/{recipe.name}"]
+    room, verb = (*words[1:-2], "run")[:2]
+    model = card(room).verb(verb).load_config()
+    config = load_config(model, recipe, {})
+    changed = {name for name in model.model_fields if getattr(config, name) != getattr(model(), name)}
+    stated = set(read_yaml(recipe))
+    assert changed
+    assert changed <= stated
+    again = tmp_path / "config.yaml"
+    again.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(model, again, {}) == config
+    with pytest.raises(UserError, match="unknown key"):
+        load_config(model, recipe, {"no_such_key": 1})
+
+
+def test_recipes_are_all_in_their_table() -> None:
+    rows = re.findall(
+        r"^\| `([\w-]+\.yaml)`", (ROOT / "recipes" / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert rows == [recipe.name for recipe in RECIPES]
