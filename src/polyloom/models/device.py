@@ -1,0 +1,71 @@
+"""Device, precision, threads and random generators: each chosen in one place."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+from polyloom.core.errors import UserError
+from polyloom.core.seeding import derive_seed
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def choose_device(name: DeviceName = "auto") -> torch.device:
+    """Return the device to work on.
+
+    Args:
+        name: `auto` takes CUDA, then MPS, then the CPU. Under torchrun, CUDA means the process's own GPU.
+
+    Raises:
+        UserError: the device asked for is not there.
+    """
+    found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = "cuda" if found["cuda"] else "mps" if found["mps"] else "cpu"
+    if not found[name]:
+        raise UserError(f"this torch build sees no {name} device.", where="--device", hint="Use --device auto or cpu.")
+    return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Say whether the device multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX on a CPU)."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "mps":
+        return bool(torch.backends.mps.is_macos_or_newer(14, 0))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def autocast(device: torch.device, precision: Precision = "auto") -> AbstractContextManager[object]:
+    """Return the context to run forward passes in; parameters stay float32 outside of it.
+
+    Args:
+        device: where the model is.
+        precision: `auto` is bfloat16 where the device multiplies it in hardware, else float32.
+    """
+    if precision == "float32" or (precision == "auto" and not has_fast_bfloat16(device)):
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def pin_threads(num_threads: int = 1) -> None:
+    """Set torch's threads. One is fastest for tiny models, and makes CPU results repeat bit for bit."""
+    torch.set_num_threads(num_threads)
+
+
+def torch_generator(seed: int, *names: str | int, device: str | torch.device = "cpu") -> torch.Generator:
+    """Return torch's generator for the named stream of `seed`."""
+    return torch.Generator(device=device).manual_seed(derive_seed(seed, *names))
+
+
+def use_deterministic_algorithms() -> None:
+    """Make torch take only algorithms whose results repeat; one that has none raises where it is called."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # Filling fresh memory serves debugging and costs every step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
