@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
-from polyloom.core.config import Config
+from polyloom.core.config import Config, StudyConfig
 
 
 class FactsConfig(Config):
@@ -32,3 +34,24 @@ class AdviseConfig(Config):
     batch_size: int = Field(1, ge=1, description="Sequences in a batch.")
     sequence_length: int = Field(4096, ge=1, description="Tokens in a sequence.")
     rounds: int = Field(20, ge=3, description="Interleaved timing rounds.")
+
+
+class SiluStudyConfig(StudyConfig):
+    """`polyloom silu study`: the activation lab."""
+
+    tasks: list[Literal["digits", "shapes", "text"]] = Field(
+        ["digits", "shapes", "text"], description="Embedded tasks to run: digits, shapes, text."
+    )
+    activations: list[str] = Field(
+        ["relu", "silu", "gelu", "tanh"],
+        min_length=1,
+        description="Activations to compare: names of the registry, or your own as module:function.",
+    )
+    baseline: str = Field("relu", description="The activation that the others are compared with.")
+    num_seeds: int | None = Field(None, ge=2, description="Paired test seeds of every task. [default: by profile]")
+    margin: float = Field(0.005, gt=0, description="Largest accuracy difference that counts as none.")
+    loss_margin: float = Field(0.01, gt=0, description="Largest loss difference that counts as none, in nats.")
+    languages: list[str] = Field(["en", "de", "tr"], min_length=1, description="Languages of the embedded text task.")
+    task: str | None = Field(None, description="Your own task as module:build; it replaces the embedded ones.")
+    model: str | None = Field(None, description="Hugging Face causal model to go on training with swapped activations.")
+    data: str | None = Field(None, description="Text file for --model: plain text, one document after the other.")
