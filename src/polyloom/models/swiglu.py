@@ -177,7 +177,8 @@ class _Down(torch.autograd.Function):
 
 
 def _autocast_as(device_type: str, enabled: bool, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    if enabled == torch.is_autocast_enabled(device_type):
+    current = torch.is_autocast_enabled(device_type)
+    if enabled == current and (not enabled or dtype == torch.get_autocast_dtype(device_type)):
         return nullcontext()
     return torch.autocast(device_type, dtype=dtype, enabled=enabled)
 
