@@ -42,5 +42,5 @@ setup-dev:
 	@$(SETUP) all,dev,docs
 
 clean:
-	rm -rf $(VENV) site docs/generated dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) site .cache docs/generated dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -29,10 +29,16 @@ METHODS = ROOT / "src" / "polyloom" / "methods"
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
+def escape(cell: object) -> str:
+    """Escape the bars of a table's cell; the site's Markdown needs that outside code only."""
+    parts = str(cell).split("`")
+    return "`".join(part if index % 2 else part.replace("|", "\\|") for index, part in enumerate(parts))
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Format a Markdown table; a bar in a cell is escaped."""
+    """Format a Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+    return "\n".join("| " + " | ".join(map(escape, line)) + " |" for line in lines) + "\n"
 
 
 def type_name(annotation: Any) -> str:
@@ -62,7 +68,7 @@ def bounds(field: FieldInfo) -> str:
             case Le(le=value):
                 words.append(f"at most {value}")
             case Lt(lt=value):
-                words.append(f"below {value}")
+                words.append("below 2^63" if value == 2**63 else f"below {value}")
             case MinLen(min_length=value):
                 words.append(f"at least {value} of them")
             case MaxLen(max_length=value):
@@ -188,20 +194,27 @@ def papers_page() -> str:
 
 def commands_page() -> str:
     """Write the reference of the command line from the application itself."""
-    workbench: App = build_app([])
-    parts = [
-        "# Commands\n",
+    intro = (
         "Every verb of a room takes the keys of its [configuration](configurations.md) as options, and "
         "`--config`, `--runs`, `--run`, `--json`. `--debug` anywhere shows a traceback instead of one line. "
-        "Exit codes: 0 done, 1 failed, 2 refused input, 75 stopped and resumable.\n",
-    ]
-    text = workbench.generate_docs("markdown", recursive=True, heading_level=2, usage_name="polyloom")
-    parts.append(plain_headings(text))
+        "Exit codes: 0 done, 1 failed, 2 refused input, 75 stopped and resumable.\n"
+    )
+    text = reference(build_app([]), heading_level=1)
     for name in rooms():
-        room_app: App = build_app([name])[name]
-        text = room_app.generate_docs("markdown", recursive=True, heading_level=2, usage_name=f"polyloom {name}")
-        parts.append(plain_headings(text))
-    return "\n".join(parts)
+        # The whole application holds a room's summary only; its verbs are built when the room is named.
+        section = reference(build_app([name])[name], heading_level=2)
+        section = re.sub(rf"^(#+) {name}\b", rf"\1 polyloom {name}", section, flags=re.MULTILINE)
+        section = section.replace(f"](#{name}-", f"](#polyloom-{name}-")
+        start = text.index(f"## polyloom {name}\n")
+        end = text.find("\n## ", start)
+        text = text[:start] + section + (text[end:] if end >= 0 else "")
+    return text.replace("# polyloom\n", f"# Commands\n\n{intro}", 1)
+
+
+def reference(app: App, heading_level: int) -> str:
+    """Return the Markdown that cyclopts writes for an application and its commands."""
+    usage = "polyloom" if heading_level == 1 else f"polyloom {app.name[0]}"
+    return plain_headings(app.generate_docs("markdown", heading_level=heading_level, usage_name=usage))
 
 
 def plain_headings(markdown: str) -> str:
@@ -242,10 +255,14 @@ def results_page(schema: Mapping[str, Any]) -> str:
     ]
     for name, part in {"Result": schema, **schema["$defs"]}.items():
         rows = [
-            (f"`{key}`", schema_type(value), "always" if key in part.get("required", ()) else "may be left out")
+            (f"`{key}`", schema_type(value), f"`{json.dumps(value['default'])}`" if "default" in value else "")
             for key, value in part["properties"].items()
         ]
-        parts += [f"## {name}\n", f"{part.get('description', '')}\n", table(("key", "holds", "present"), rows)]
+        parts += [
+            f"## {name}\n",
+            f"{part.get('description', '')}\n",
+            table(("key", "holds", "where nothing is given"), rows),
+        ]
     return "\n".join(parts)
 
 

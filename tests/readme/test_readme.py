@@ -15,7 +15,7 @@ import yaml
 import polyloom
 from polyloom.core.config import dump_config, load_config, read_yaml
 from polyloom.core.errors import UserError
-from polyloom.core.registry import card, rooms
+from polyloom.core.registry import card, load, rooms
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh.md")
@@ -123,6 +123,16 @@ def test_rooms_table_claims_what_exists(name: str) -> None:
     here = {"README.md": "here", "README.zh.md": "已有"}[name]
     assert {room for room, state in rows.items() if state == here} == set(rooms())
     assert len(rows) >= 10
+
+
+@pytest.mark.parametrize("name", sorted(rooms()))
+def test_card_names_papers_functions_and_verbs_that_exist(name: str) -> None:
+    room = card(name)
+    assert "study" in {verb.name for verb in room.verbs}
+    assert all(callable(load(verb.run)) for verb in room.verbs)
+    assert all(callable(load(equation.function)) for equation in room.equations)
+    assert all(re.fullmatch(r"\d{4}\.\d{4,5}", paper.arxiv) for paper in room.papers)
+    assert room.papers
 
 
 @pytest.mark.parametrize("name", COMMITTED_PAGES)

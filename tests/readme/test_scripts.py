@@ -112,3 +112,7 @@ def test_options_are_described_in_words() -> None:
     assert "| `model` | text | none |" in table
     assert "| `text` | path, repeated | none |" in table
     assert "| `seed` | integer, at least 0" in table
+
+
+def test_bars_are_escaped_outside_code() -> None:
+    assert docs.table(("a|b",), [("`|x|` or |y|",)]) == "| a\\|b |\n| --- |\n| `|x|` or \\|y\\| |\n"
