@@ -107,9 +107,10 @@ def _work(root: Path, run: Run, verb: Verb) -> Result:
 
 def write_report(folder: Path, result: Result) -> Path:
     """Render `report.html` of a result into its run folder and return its path."""
-    render = load(card(result.room).page or "polyloom.reports:render_report")
+    page = card(result.room).page
+    html: str = load(page)(result, folder) if page else load("polyloom.reports:render_html")(result)
     path = folder / "report.html"
-    write_text(path, render(result, folder))
+    write_text(path, html)
     return path
 
 

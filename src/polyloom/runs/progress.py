@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,11 +11,12 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-LINE_INTERVAL_SECONDS = 15.0
+LINE_INTERVAL_SECONDS = float(os.environ.get("POLYLOOM_PROGRESS_SECONDS", "15"))
 
 console = Console(stderr=True)
 _bars: Progress | None = None
 _open_bars = 0
+_lock = threading.Lock()
 
 
 def _new_bars() -> Progress:
@@ -37,12 +40,7 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     if not console.is_terminal:
         yield _line_printer(label, total)
         return
-    global _bars, _open_bars
-    if _bars is None:
-        _bars = _new_bars()
-        _bars.start()
-    _open_bars += 1
-    bars = _bars
+    bars = _join_display()
     task = bars.add_task(label, total=total)
 
     def advance(steps: int = 1) -> None:
@@ -52,9 +50,25 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield advance
     finally:
         bars.remove_task(task)
+        _leave_display()
+
+
+def _join_display() -> Progress:
+    global _bars, _open_bars
+    with _lock:
+        if _bars is None:
+            _bars = _new_bars()
+            _bars.start()
+        _open_bars += 1
+        return _bars
+
+
+def _leave_display() -> None:
+    global _bars, _open_bars
+    with _lock:
         _open_bars -= 1
-        if _open_bars == 0:
-            bars.stop()
+        if _open_bars == 0 and _bars is not None:
+            _bars.stop()
             _bars = None
 
 
