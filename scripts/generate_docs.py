@@ -266,9 +266,9 @@ def results_page(schema: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def main() -> None:
-    """Write all pages anew."""
-    shutil.rmtree(OUT, ignore_errors=True)
+def write_pages(out: Path) -> int:
+    """Write all pages anew into `out` and return their number."""
+    shutil.rmtree(out, ignore_errors=True)
     schema = Result.model_json_schema()
     pages = {
         "rooms/index.md": rooms_page(),
@@ -280,11 +280,11 @@ def main() -> None:
     }
     pages |= {f"rooms/{name}.md": room_page(room, OUT / "rooms" / f"{name}.md") for name, room in rooms().items()}
     for name, text in pages.items():
-        path = OUT / name
+        path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    print(f"{len(pages)} files in {OUT.relative_to(ROOT)}")
+    return len(pages)
 
 
 if __name__ == "__main__":
-    main()
+    print(f"{write_pages(OUT)} files in {OUT.relative_to(ROOT)}")

@@ -16,6 +16,7 @@ import polyloom
 from polyloom.core.config import dump_config, load_config, read_yaml
 from polyloom.core.errors import UserError
 from polyloom.core.registry import card, load, rooms
+from polyloom.data.world.templates import LANGUAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh.md")
@@ -212,6 +213,7 @@ def test_recipe_fits_the_verb_that_it_names(recipe: Path, tmp_path: Path) -> Non
     stated = set(read_yaml(recipe))
     assert changed
     assert changed <= stated
+    assert set(getattr(config, "languages", ())) <= set(LANGUAGES)
     again = tmp_path / "config.yaml"
     again.write_text(dump_config(config), encoding="utf-8")
     assert load_config(model, again, {}) == config

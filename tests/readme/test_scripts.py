@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from polyloom.core.registry import rooms
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -116,3 +121,19 @@ def test_options_are_described_in_words() -> None:
 
 def test_bars_are_escaped_outside_code() -> None:
     assert docs.table(("a|b",), [("`|x|` or |y|",)]) == "| a\\|b |\n| --- |\n| `|x|` or \\|y\\| |\n"
+
+
+def test_the_site_builds_strictly_and_holds_every_page(tmp_path: Path) -> None:
+    pytest.importorskip("zensical", reason='zensical is not installed: pip install "polyloom[docs]"')
+    shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("generated"))
+    shutil.copy(ROOT / "zensical.toml", tmp_path)
+    num_pages = docs.write_pages(tmp_path / "docs" / "generated")
+    call = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = list((tmp_path / "docs").rglob("*.md"))
+    assert num_pages == len(rooms()) + 6
+    assert len(list((tmp_path / "site").rglob("index.html"))) == len(pages)
+    for name, room in rooms().items():
+        text = (tmp_path / "site" / "generated" / "rooms" / name / "index.html").read_text(encoding="utf-8")
+        assert html.escape(room.question, quote=False) in text.replace("&rsquo;", "'")
