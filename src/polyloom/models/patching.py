@@ -120,7 +120,7 @@ def _refuse_unfit(name: str, block: nn.Module, mode: Mode) -> None:
             raise UserError("its weights are sharded.", where=name, hint="Patch the model before sharding it.")
         if not parameter.is_floating_point():
             raise UserError(f"its weights are quantised ({parameter.dtype}).", where=name, hint="It is not patched.")
-    _refuse_other_activation(name, block)
+    require_silu(name, block)
     down = block.down_proj
     if mode == "B" and (type(down) is not nn.Linear or down._forward_hooks or down._forward_pre_hooks):
         raise UserError(
@@ -131,7 +131,16 @@ def _refuse_unfit(name: str, block: nn.Module, mode: Mode) -> None:
         )
 
 
-def _refuse_other_activation(name: str, block: nn.Module) -> None:
+def require_silu(name: str, block: nn.Module) -> None:
+    """Refuse a gated block whose activation is not SiLU.
+
+    Args:
+        name: the block's name in its model.
+        block: a module with an activation under one of `ACTIVATION_NAMES`; its weights may be on the meta device.
+
+    Raises:
+        UserError: it has no such activation, or its values on a probe are not SiLU's.
+    """
     function = next((getattr(block, key) for key in ACTIVATION_NAMES if key in _attributes(block)), None)
     if function is None:
         raise UserError("has no activation that can be checked.", where=name, hint="It is not patched.")

@@ -1,7 +1,7 @@
 """The fact sheet of any activation: extrema, Lipschitz constants, zeros, kinks and limits by search, in float64.
 
 A dense grid of [-1e4, 1e4] finds where to look; zooming gives the value, and a root of the next derivative the
-location, both to 1e-12. Nothing is assumed of the function but that it is elementwise and has a gradient almost everywhere.
+location, both to 1e-12. Of the function only this is assumed: elementwise, with a gradient almost everywhere.
 """
 
 from __future__ import annotations
