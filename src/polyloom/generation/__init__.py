@@ -1,1 +1,47 @@
-"""Layer 2: decoding of local models and chat with OpenAI-compatible servers."""
+"""Text out of models: batched decoding of local ones, and one chat interface for local models and servers.
+
+`connect` opens a chat model from one string. Names are loaded when they are first used, so that importing this package
+imports neither torch nor a web client. The function `decode` is in the module of its name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from polyloom.generation.chat import Account as Account
+    from polyloom.generation.chat import ChatModel as ChatModel
+    from polyloom.generation.chat import ChatReply as ChatReply
+    from polyloom.generation.chat import ChatRequest as ChatRequest
+    from polyloom.generation.chat import Message as Message
+    from polyloom.generation.chat import Usage as Usage
+    from polyloom.generation.chat import ask as ask
+    from polyloom.generation.chat import complete_all as complete_all
+    from polyloom.generation.endpoints import connect as connect
+    from polyloom.generation.fake_server import FakeServer as FakeServer
+    from polyloom.generation.local import LocalChat as LocalChat
+    from polyloom.generation.sampling import Decoding as Decoding
+    from polyloom.generation.server import ServerChat as ServerChat
+
+_MODULES = {
+    "Account": "chat",
+    "ChatModel": "chat",
+    "ChatReply": "chat",
+    "ChatRequest": "chat",
+    "Message": "chat",
+    "Usage": "chat",
+    "ask": "chat",
+    "complete_all": "chat",
+    "connect": "endpoints",
+    "FakeServer": "fake_server",
+    "LocalChat": "local",
+    "Decoding": "sampling",
+    "ServerChat": "server",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

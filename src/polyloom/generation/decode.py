@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polyloom.core.errors import UserError
 from polyloom.generation.cache import keep_rows, new_cache
-from polyloom.generation.sampling import Decoding, TokenChooser
+from polyloom.generation.sampling import Decoding as Decoding
+from polyloom.generation.sampling import TokenChooser
 from polyloom.generation.text import TextStream, decode_tokens
 
 FinishReason = Literal["eos", "stop", "length"]
