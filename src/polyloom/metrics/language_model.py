@@ -89,7 +89,8 @@ def token_nats(
             # Padding stands behind the text, where a causal model does not see it.
             rows = [full[d][b : e + 1] + [start_id] * (width - (e - b)) for d, b, e, _ in batch]
             tokens = torch.tensor(rows, device=device)
-            logits = model(input_ids=tokens[:, :-1]).logits.float()
+            logits = model(input_ids=tokens[:, :-1]).logits
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             losses = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
             for row, (d, b, e, s) in zip(losses.view(len(batch), width).double().cpu(), batch, strict=True):
                 nats[d].append(float(row[s - b : e - b].sum()))
@@ -129,7 +130,7 @@ def gzip_scores(train_texts: Iterable[str], texts: Sequence[str]) -> list[Docume
     scores = []
     for text in texts:
         data = text.encode()
-        compressor = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, dictionary)
+        compressor = zlib.compressobj(9, zlib.DEFLATED, -15, zlib.DEF_MEM_LEVEL, zlib.Z_DEFAULT_STRATEGY, dictionary)
         size = len(compressor.compress(data) + compressor.flush())
         scores.append(DocumentScore(size * 8 * math.log(2), len(data), len(data)))
     return scores

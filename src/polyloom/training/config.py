@@ -36,8 +36,6 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
-        if self.warmup_steps >= self.steps and self.warmup_steps > 0:
-            raise ValueError(f"warmup_steps {self.warmup_steps} leaves nothing of {self.steps} steps")
         if self.patience and not self.eval_every:
             raise ValueError("patience needs eval_every")
         return self

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from polyloom.core.errors import PolyloomError, Stopped
@@ -128,8 +126,7 @@ def train(
     with join_world(device) as world, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         saved = load_checkpoint(checkpoints, model, optimizer) if checkpoints else None
         state = TrainState(**saved) if saved else TrainState()
-        forward = _Losses(model, loss)
-        step_loss = DistributedDataParallel(forward) if world.size > 1 else forward
+        world.share([parameter.detach() for parameter in model.parameters()])
         log = on_log if world.is_main and on_log else _ignore
         if on_step and state.step:
             on_step(state.step)
@@ -142,7 +139,7 @@ def train(
         clock = (time.perf_counter(), state.num_tokens)
         while state.step < config.steps and not state.stopped_early:
             model.train()
-            norm = _step(step_loss, optimizer, batch_at(state.step), config, state, world)
+            norm = _step(model, loss, optimizer, batch_at(state.step), config, state, world)
             if on_step:
                 on_step(1)
             done = state.step == config.steps
@@ -168,41 +165,26 @@ def train(
     return state
 
 
-class _Losses(nn.Module):
-    """The loss as a module, so that data parallelism sees one forward pass whatever the loss calls of the model."""
-
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.model = model
-        self.loss = loss
-
-    def forward(self, batch: Batch) -> tuple[Tensor, int]:
-        return self.loss(self.model, batch)
-
-
 def _step(
-    losses: nn.Module, optimizer: AdamW, batch: Batch, config: TrainConfig, state: TrainState, world: World
+    model: nn.Module, loss: Loss, optimizer: AdamW, batch: Batch, config: TrainConfig, state: TrainState, world: World
 ) -> float:
     """Do one optimiser step and return the gradient norm before clipping."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     device = parameters[0].device
     torch.manual_seed(derive_seed(config.seed, "step", state.step, world.rank))
-    parts = _micro_batches(batch, config, world)
     total = torch.zeros(2, dtype=torch.float64)
-    for index, part in enumerate(parts):
+    for part in _micro_batches(batch, config, world):
         on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in part.items()}
-        accumulate = isinstance(losses, DistributedDataParallel) and index < len(parts) - 1
-        with losses.no_sync() if accumulate else nullcontext():  # type: ignore[operator]
-            with autocast(device, config.precision):
-                summed, num_targets = losses(on_device)
-            summed.backward()
+        with autocast(device, config.precision):
+            summed, num_targets = loss(model, on_device)
+        summed.backward()  # type: ignore[no-untyped-call]
         total += torch.tensor([summed.item(), num_targets], dtype=torch.float64)
     if world.size > 1:
         total = world.sum(total.to(device)).cpu()
     summed_loss, num_tokens = total.tolist()
-    # Each process has summed its own targets' gradients, and data parallelism has averaged over processes.
+    world.sum_gradients(parameters)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    torch._foreach_mul_(gradients, world.size / max(1.0, num_tokens))
+    torch._foreach_mul_(gradients, 1 / max(1.0, num_tokens))
     norm = torch.nn.utils.get_total_norm(gradients)
     _check_finite(summed_loss, norm, state.step, optimizer)
     if config.clip_norm:

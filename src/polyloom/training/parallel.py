@@ -1,9 +1,13 @@
-"""Processes that train together: torchrun's environment, one process group, sums over all."""
+"""Processes that train together: torchrun's environment, one process group, sums over all.
+
+Gradients are summed by one all-reduce a step. DistributedDataParallel would hide some of its time behind the backward
+pass, but with gloo its destructor can wait for ever for a thread that waits for Python's lock (seen in torch 2.13).
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,6 +33,22 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Replace the parameters' gradients by their sums over all processes; an absent gradient counts as zero."""
+        if self.size == 1:
+            return
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+        sizes = [parameter.numel() for parameter in parameters]
+        for parameter, part in zip(parameters, torch.split(flat, sizes), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Give every process the tensors of the first one, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
     def wait(self) -> None:
         """Wait until every process is here."""
