@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-
 from hypothesis import HealthCheck, settings
 
 from polyloom.cli import main
