@@ -33,7 +33,7 @@ class Decoded:
 
     Attributes:
         tokens: the new tokens, with the end token or the token that completed a stop text as the last.
-        text: their text without special tokens, cut before a stop text; empty without a tokenizer.
+        text: their text without the end token and special tokens, cut before a stop text; empty without a tokenizer.
         finish_reason: an end token came, a stop text came, or the budget was used up.
         logprobs: log-probability of each token under the model (temperature 1), if asked for.
     """
@@ -346,6 +346,6 @@ def _finished(
             row.finish_reason = "stop"
         text = row.stream.text
     elif tokenizer is not None:
-        text = decode_tokens(tokenizer, row.tokens)
+        text = decode_tokens(tokenizer, row.tokens[:-1] if row.finish_reason == "eos" else row.tokens)
     logprobs = tuple(row.logprobs) if row.settings.logprobs else None
     return Decoded(tuple(row.tokens), text, row.finish_reason, logprobs)
