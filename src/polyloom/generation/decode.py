@@ -21,10 +21,12 @@ from polyloom.core.errors import UserError
 from polyloom.generation.cache import keep_rows, new_cache
 from polyloom.generation.sampling import Decoding as Decoding
 from polyloom.generation.sampling import TokenChooser
+from polyloom.generation.steps import Steps, all_kept, supports_steps
 from polyloom.generation.text import TextStream, decode_tokens
 
 FinishReason = Literal["eos", "stop", "length"]
 RESERVED_TOKENS = 256
+MIN_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -286,11 +288,20 @@ def _run(
     before_step: Callable[[], None] | None,
 ) -> None:
     takes_positions = "position_ids" in _parameters(model)
+    budget = max(row.settings.max_new_tokens for row in batch.rows)
+    can_step = budget > MIN_STEPS and supports_steps(model) and all_kept(batch.cache)
+    steps = Steps(model, batch.length + budget) if can_step else None
     _drop_finished(batch, [row.settings.max_new_tokens > 0 for row in batch.rows])
+    first = True
     while batch.rows:
         if before_step is not None:
             before_step()
-        logits = _forward(model, batch, takes_positions)
+        if steps is None or first:
+            logits = _forward(model, batch, takes_positions)
+        else:
+            mask = batch.mask[:, : batch.length] if batch.padded else None
+            logits = steps(batch.inputs, batch.positions, mask, batch.cache)
+        first = False
         tokens = batch.chooser.choose(logits)
         chosen = tokens.tolist()
         if any(row.settings.logprobs for row in batch.rows):
