@@ -154,9 +154,9 @@ def conclusion(rows: list[list[str]]) -> str:
     """What the rows say of SiLU, fused and written out."""
     fused, written = (next(row for row in rows if row[0] == name) for name in ("silu", "x * sigmoid(x)"))
     return (
-        f"Forward and backward, fused SiLU takes {fused[2].split()[0]} and {fused[4].split()[0]} of ReLU's time; written "
-        f"out as a product it takes {written[2].split()[0]} and {written[4].split()[0]} and keeps {written[5]} tensors "
-        f"instead of {fused[5]}."
+        f"Forward and backward, fused SiLU takes {fused[2].split()[0]} and {fused[4].split()[0]} of ReLU's time; "
+        f"written out as a product it takes {written[2].split()[0]} and {written[4].split()[0]} and keeps {written[5]} "
+        f"tensors instead of {fused[5]}."
     )
 
 

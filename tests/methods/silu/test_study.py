@@ -198,3 +198,18 @@ def test_card_names_what_exists() -> None:
         assert getattr(silu, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         silu.nothing  # noqa: B018
+
+
+def test_readme_has_the_cards_equations_and_every_scalar(run: Run) -> None:
+    text = Path(silu.__file__).with_name("README.md").read_text(encoding="utf-8")
+    assert silu.CARD.question in text
+    for equation in silu.CARD.equations:
+        assert f"| {equation.name.replace('|', chr(92) + '|')} | {equation.meaning} |" in text
+    results = (
+        run_facts(FactsConfig(), run),
+        run_memory(SMALL, run),
+        run_advise(AdviseConfig(sequence_length=8, rounds=3), run),
+    )
+    for result in results:
+        for name in result.scalars:
+            assert f"`{name}`" in text

@@ -3,7 +3,7 @@
 Public names (imported on first use, so that reading the card needs no torch):
 
 - `facts`, `FactSheet`: the fact sheet of any activation, from a name or from your own function.
-- `silu_minimum`, `silu_lipschitz`, `silu_derivative`, `silu_second_derivative`, `swish_beta_derivative`: the closed forms of SiLU.
+- `silu_minimum`, `silu_lipschitz`, `silu_derivative`, `silu_second_derivative`, `swish_beta_derivative`: closed forms.
 - `gaussian_moments`, `init_gain`, `variance_map`, `mean_field`, `edge_of_chaos`, `depth_scale`: signal propagation.
 - `half_precision_error`: the error over all 65,536 patterns of a half type.
 - `resolve_activation`, `ACTIVATIONS`: the registry of activations.
