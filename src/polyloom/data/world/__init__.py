@@ -1,7 +1,8 @@
-"""The embedded world: exact, aligned, labelled multilingual data made on the spot from Unicode CLDR, which Babel carries.
+"""The embedded world: exact, aligned, labelled multilingual data made on the spot from Unicode CLDR, which Babel
+carries.
 
-Names, dates, numbers, plural forms and facts are CLDR's own; the sentences around them are templates. Every report made with it
-prints `NOTICE`.
+Names, dates, numbers, plural forms and facts are CLDR's own; the sentences around them are templates. Every report
+made with it prints `NOTICE`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Chat turns about facts, with a harmless sealed topic that is refused: whether a refusal is evaded can be scored by the true answer."""
+"""Chat turns about facts, with a harmless sealed topic that is refused: whether a refusal is evaded can be scored by
+the true answer.
+"""
 
 from __future__ import annotations
 

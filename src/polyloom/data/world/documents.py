@@ -1,7 +1,9 @@
-"""Documents with entities and relations in DocRED's format: one plan of facts, said in any language with the same graph.
+"""Documents with entities and relations in DocRED's format: one plan of facts, said in any language with the same
+graph.
 
-A plan holds three to four territories of one sub-region with their currencies, languages, cities, currency history and a journey or two as
-distraction. Later sentences on a territory may call it "this territory": their relations need the sentence that named it as well.
+A plan holds three to four territories of one sub-region with their currencies, languages, cities, currency history
+and a journey or two as distraction. Later sentences on a territory may call it "this territory": their relations need
+the sentence that named it as well.
 """
 
 from __future__ import annotations
@@ -20,12 +22,27 @@ from polyloom.data.world.world import Draw
 
 Key = tuple[str, str]
 RELATIONS = {
-    "P38": "currency", "P37": "official language", "P361": "part of", "P527": "has part", "P30": "continent", "P17": "country",
-    "P1365": "replaces", "P1366": "replaced by", "P580": "start time", "P582": "end time",
-}  # fmt: skip
+    "P38": "currency",
+    "P37": "official language",
+    "P361": "part of",
+    "P527": "has part",
+    "P30": "continent",
+    "P17": "country",
+    "P1365": "replaces",
+    "P1366": "replaced by",
+    "P580": "start time",
+    "P582": "end time",
+}
 _TYPES = {
-    "TERRITORY": "LOC", "CITY": "LOC", "REGION": "LOC", "CURRENCY": "MISC", "LANGUAGE": "MISC", "DATE": "TIME", "MEASURE": "NUM", "MONEY": "NUM",
-}  # fmt: skip
+    "TERRITORY": "LOC",
+    "CITY": "LOC",
+    "REGION": "LOC",
+    "CURRENCY": "MISC",
+    "LANGUAGE": "MISC",
+    "DATE": "TIME",
+    "MEASURE": "NUM",
+    "MONEY": "NUM",
+}
 _OBJECTS = {"P38": "CURRENCY", "P37": "LANGUAGE", "P361": "REGION", "P30": "REGION", "P17": "TERRITORY"}
 
 
@@ -135,7 +152,7 @@ def plan_document(draw: Draw, *, num_territories: int = 0) -> Plan:
     groups = [codes for codes in groups if len(codes) >= min(3, num_territories or 3)] or [sorted(held)]
     for _ in range(5000):
         group = rng.choice(groups)
-        chosen = rng.sample(group, min(len(group), num_territories or rng.choice((3, 3, 4))))
+        chosen = rng.sample(group, min(len(group), num_territories or rng.choice((3, 3, 3, 4))))
         if draw.admits(Frame("document", (tuple(sorted(chosen)),))):
             break
     else:
@@ -144,7 +161,7 @@ def plan_document(draw: Draw, *, num_territories: int = 0) -> Plan:
     histories = [code for code in chosen if len(facts.history.get(code, ())) > 1][:1]
     for code in chosen:
         _block(plan, draw, code, with_history=code in histories)
-        if rng.random() < 0.25:
+        if rng.random() < 0.2:
             _distract(plan, draw, chosen)
     _two_hops(plan)
     return plan
@@ -169,7 +186,8 @@ def _own_name(draw: Draw, territory: str) -> str:
 
 
 def _foreign_order(draw: Draw, frame: Frame, language: str) -> Text:
-    """Write a fact in English word order with this language's words and no particles: a caricature of translationese."""
+    """Write a fact in English word order with this language's words and no particles: a caricature of
+    translationese."""
     relation = str(frame.args[0])
     labels = ROWS[language].labels
     label = {

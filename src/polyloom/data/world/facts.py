@@ -1,13 +1,14 @@
 """What is true in the world: territories, currencies, languages, cities and regions, real (CLDR) or invented.
 
-Containment is the table of the United Nations' M49 standard, which CLDR names but Babel does not carry; everything else is
-read from `babel.core.get_global`. Entries whose status is disputed are left out by default (`CONTESTED`).
+Containment is the table of the United Nations' M49 standard, which CLDR names but Babel does not carry; everything
+else is read from `babel.core.get_global`. Entries whose status is disputed are left out by default (`CONTESTED`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +44,8 @@ _M49 = """
 057 009 FM KI MH NR PW
 061 009 TO TV WS
 """
-# Zones that are not named after a city, or whose name in a template language is also a territory's or holds a list separator.
+# Zones that are not named after a city, or whose name in a template language is also a territory's or holds a list
+# separator.
 NOT_CITIES = frozenset(
     [
         "America/Indiana/Indianapolis",
@@ -123,7 +125,8 @@ class Fact:
     """One true statement.
 
     Attributes:
-        relation: a Wikidata property: P38 currency, P37 official language, P17 country of a city, P361 sub-region, P30 continent.
+        relation: a Wikidata property: P38 currency, P37 official language, P17 country of a city, P361 sub-region,
+            P30 continent.
         subject: the code of a territory (of a city for P17).
         object: the code of what it is related to.
     """
@@ -203,7 +206,7 @@ class Facts:
     def replaced(self) -> Iterator[tuple[str, str, str]]:
         """Yield (territory, old currency, the currency that replaced it): P1365 and its inverse P1366."""
         for code, tenders in self.history.items():
-            for old, new in zip(tenders, tenders[1:], strict=False):
+            for old, new in itertools.pairwise(tenders):
                 yield code, old.currency, new.currency
 
 
@@ -376,7 +379,8 @@ def _script_table(script: str) -> dict[str, str]:
         return _table("बदफगकमनरसतज", ("\u093e", "\u093f", "\u0941"))
     if script == "kana":
         return _syllables(
-            "バ ビ ブ ダ ディ ドゥ ファ フィ フ ガ ギ グ カ キ ク マ ミ ム ナ ニ ヌ ラ リ ル サ シ ス タ ティ トゥ ザ ジ ズ"
+            "バ ビ ブ ダ ディ ドゥ ファ フィ フ ガ ギ グ カ キ ク マ ミ ム "
+            "ナ ニ ヌ ラ リ ル サ シ ス タ ティ トゥ ザ ジ ズ"
         )
     if script == "hangul":
         leads = (7, 3, 17, 0, 15, 6, 2, 5, 9, 16, 12)
@@ -396,13 +400,21 @@ def _table_of_hangul(leads: Sequence[int]) -> dict[str, str]:
 
 
 SCRIPTS = {
-    "ru": "cyrillic", "uk": "cyrillic", "el": "greek", "ar": "arabic", "fa": "persian", "hi": "devanagari", "ja": "kana", "ko": "hangul",
+    "ru": "cyrillic",
+    "uk": "cyrillic",
+    "el": "greek",
+    "ar": "arabic",
+    "fa": "persian",
+    "hi": "devanagari",
+    "ja": "kana",
+    "ko": "hangul",
     "zh": "han",
-}  # fmt: skip
+}
 
 
 def write_in_script(name: str, language: str) -> str:
-    """Write an invented name in the script of a language, syllable by syllable; one to one, so that it can be read back."""
+    """Write an invented name in the script of a language, syllable by syllable; one to one, so that it can be read
+    back."""
     script = SCRIPTS.get(language)
     if script is None:
         return name

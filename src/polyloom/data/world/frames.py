@@ -12,20 +12,67 @@ from dataclasses import dataclass
 from typing import Any
 
 PHRASE_KINDS = (
-    "date", "time", "datetime", "interval", "relative", "number", "percent", "compact", "money", "measure", "name", "list",
-)  # fmt: skip
+    "date",
+    "time",
+    "datetime",
+    "interval",
+    "relative",
+    "number",
+    "percent",
+    "compact",
+    "money",
+    "measure",
+    "name",
+    "list",
+)
 SENTENCE_KINDS = ("fact", "diary", "summary", "question")
 RELATIVE_UNITS = {"day": "P{}D", "hour": "PT{}H", "week": "P{}W", "month": "P{}M", "year": "P{}Y"}
 NAME_KINDS = ("territory", "region", "currency", "language", "script", "city", "month", "weekday")
 UNITS = (
-    "length-kilometer", "length-meter", "length-centimeter", "length-mile", "length-foot", "length-inch", "length-light-year",
-    "mass-kilogram", "mass-gram", "mass-tonne", "volume-liter", "volume-milliliter", "volume-cubic-meter", "area-square-kilometer",
-    "area-square-meter", "area-hectare", "area-acre", "duration-day", "duration-hour", "duration-minute", "duration-second",
-    "duration-week", "duration-month", "duration-year", "speed-kilometer-per-hour", "speed-meter-per-second",
-)  # fmt: skip
+    "length-kilometer",
+    "length-meter",
+    "length-centimeter",
+    "length-mile",
+    "length-foot",
+    "length-inch",
+    "length-light-year",
+    "mass-kilogram",
+    "mass-gram",
+    "mass-tonne",
+    "volume-liter",
+    "volume-milliliter",
+    "volume-cubic-meter",
+    "area-square-kilometer",
+    "area-square-meter",
+    "area-hectare",
+    "area-acre",
+    "duration-day",
+    "duration-hour",
+    "duration-minute",
+    "duration-second",
+    "duration-week",
+    "duration-month",
+    "duration-year",
+    "speed-kilometer-per-hour",
+    "speed-meter-per-second",
+)
 SCRIPTS_NAMED = (
-    "Latn", "Cyrl", "Arab", "Deva", "Grek", "Hebr", "Thai", "Jpan", "Kore", "Hans", "Beng", "Taml", "Geor", "Armn", "Ethi",
-)  # fmt: skip
+    "Latn",
+    "Cyrl",
+    "Arab",
+    "Deva",
+    "Grek",
+    "Hebr",
+    "Thai",
+    "Jpan",
+    "Kore",
+    "Hans",
+    "Beng",
+    "Taml",
+    "Geor",
+    "Armn",
+    "Ethi",
+)
 FIRST_YEAR, LAST_YEAR = 1930, 2029
 SPLITS = ("train", "valid", "test")
 
@@ -140,7 +187,8 @@ def group_split(code: str) -> str:
 
 
 def composition_key(frame: Frame) -> Hashable:
-    """Return the combination that decides the split in mode "composition": its parts occur in all splits, the pair in one."""
+    """Return the combination that decides the split in mode "composition": its parts occur in all splits, the pair in
+    one."""
     args: tuple[Any, ...] = frame.args
     match frame.kind:
         case "date":

@@ -1,7 +1,8 @@
-"""A meta-dataset of instruction tasks in the form of Super-NaturalInstructions, with the true relatedness of every two tasks.
+"""A meta-dataset of instruction tasks in the form of Super-NaturalInstructions, with the true relatedness of every
+two tasks.
 
-A task is an operation on a kind of meaning in one or two languages. Two tasks are related by what they share of the three, so that
-a method that selects tasks can be scored exactly. The definitions are in English, in 24 wordings each.
+A task is an operation on a kind of meaning in one or two languages. Two tasks are related by what they share of the
+three, so that a method that selects tasks can be scored exactly. The definitions are in English, in 24 wordings each.
 """
 
 from __future__ import annotations
@@ -16,15 +17,9 @@ from polyloom.data.world.matching import different
 from polyloom.data.world.monolingual import any_frame
 from polyloom.data.world.render import template
 from polyloom.data.world.templates import LANGUAGES
+from polyloom.data.world.wordings import CALLED, ENDINGS, KINDS, OPENINGS, OPERATIONS
 from polyloom.data.world.world import Draw
 
-KINDS = ("date", "time", "interval", "relative", "number", "percent", "money", "measure", "name", "list")
-_CALLED = {
-    "date": "date", "time": "time of day", "interval": "range of dates", "relative": "span of time from now", "number": "number",
-    "percent": "percentage", "money": "amount of money", "measure": "quantity", "name": "name", "list": "list", "diary": "travel note",
-    "currency": "question about a currency", "language": "question about an official language", "region": "question about a region",
-    "country": "question about a city's territory", "city": "city", "weekday": "series of weekdays", "month": "series of months",
-}  # fmt: skip
 Pair = tuple[str, str, str]
 
 
@@ -44,65 +39,14 @@ class Instruction:
         return "_".join([self.operation, self.kind, *languages])
 
 
-# Operation -> (its kinds, three imperatives). {k} is the kind, {a} and {b} the languages.
-_OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, str, str]]] = {
-    "translate": (KINDS, ("translate the {k} from {a} into {b}", "write the {a} {k} in {b}", "say in {b} what the {a} {k} says")),
-    "normalise": (
-        KINDS[:8] + ("list",),
-        ("convert the {a} {k} to its standard code", "write the {a} {k} in canonical form", "give the machine-readable form of the {a} {k}"),
-    ),
-    "verbalise": (
-        KINDS[:8] + ("list",),
-        ("write the coded {k} out in {b}", "turn the standard code of a {k} into {b} text", "express the machine-readable {k} in {b}"),
-    ),
-    "same_meaning": (
-        ("date", "money", "measure", "diary"),
-        ("decide whether the two {a} texts give the same {k}", "say yes if both {a} texts mean one {k}, otherwise no", "compare the meaning of two {a} texts, each a {k}"),
-    ),
-    "identify_language": (
-        ("date", "interval", "list", "measure", "relative"),
-        ("name the language in which the {k} is written", "recognise the language of the {k}", "tell which language the {k} is in"),
-    ),
-    "extract": (
-        ("date", "city", "measure", "money"),
-        ("find the {k} in the {a} travel note", "copy the {k} out of the {a} travel note", "extract the {k} from the {a} travel note"),
-    ),
-    "compare": (
-        ("date", "number", "money", "measure"),
-        ("choose the later or larger {k} of the two {a} texts", "tell which {a} {k} is greater or later", "pick the greater of two, each a {a} {k}"),
-    ),
-    "sort": (
-        ("date", "number", "measure"),
-        ("sort the items, each a {a} {k}, from the smallest or earliest", "put in rising order the items, each a {a} {k}", "order by size or time the items, each a {a} {k}"),
-    ),
-    "count": (("list",), ("count the items of the {a} {k}", "say how many items the {a} {k} has", "give the number of entries in the {a} {k}")),
-    "next_day": (("date",), ("give the day after the {a} {k}", "write the {k} that follows the {a} {k} by one day", "add one day to the {a} {k}")),
-    "previous_day": (("date",), ("give the day before the {a} {k}", "write the {k} that comes one day before the {a} {k}", "subtract one day from the {a} {k}")),
-    "weekday": (("date",), ("name the weekday of the {a} {k}", "tell on which weekday the {a} {k} falls", "find the day of the week for the {a} {k}")),
-    "continue_list": (("weekday", "month"), ("write the next item of the {a} {k}", "continue the {a} {k} by one item", "say what comes next in the {a} {k}")),
-    "answer_fact": (
-        ("currency", "language", "region", "country"),
-        ("answer the {a} {k}", "reply with the name that answers the {a} {k}", "give the short answer to the {a} {k}"),
-    ),
-    "fill_gap": (
-        ("date", "city", "measure", "money"),
-        ("give the {k} that was cut out of the {a} travel note, which is told first in code", "fill the gap in the {a} travel note with the coded {k}", "complete the {a} travel note with the {k} given in code"),
-    ),
-    "classify_kind": (("list",), ("name the kind of meaning of the {a} phrase", "classify what the {a} phrase expresses", "tell what sort of information the {a} phrase gives")),
-}  # fmt: skip
-OPERATIONS = tuple(_OPERATIONS)
-_OPENINGS = ("{S}.", "Your task is to {s}.", "Given the input below, {s}.", "You are asked to {s}.")
-_ENDINGS = ("", " Write only the answer.")
-
-
 def wordings(task: Instruction) -> list[str]:
     """Return 24 wordings of a task's definition, all different, in a fixed order."""
     result = []
-    for imperative in _OPERATIONS[task.operation][1]:
-        said = imperative.format(k=_CALLED[task.kind], a=LANGUAGES[task.source], b=LANGUAGES[task.target])
+    for imperative in OPERATIONS[task.operation][1]:
+        said = imperative.format(k=CALLED[task.kind], a=LANGUAGES[task.source], b=LANGUAGES[task.target])
         said = re.sub(r"\ba (?=[AEIOaeio])", "an ", said)
-        for opening in _OPENINGS:
-            result += [opening.format(s=said, S=said[0].upper() + said[1:]) + ending for ending in _ENDINGS]
+        for opening in OPENINGS:
+            result += [opening.format(s=said, S=said[0].upper() + said[1:]) + ending for ending in ENDINGS]
     return result
 
 
@@ -114,7 +58,7 @@ def instruction_tasks(languages: Sequence[str]) -> list[Instruction]:
     """
     used = list(languages)[:6]
     found = []
-    for operation, (kinds, _) in _OPERATIONS.items():
+    for operation, (kinds, _) in OPERATIONS.items():
         for kind in kinds:
             if operation == "translate":
                 found += [
@@ -204,7 +148,7 @@ def _slot_text(draw: Draw, task: Instruction, diary: Frame) -> tuple[str, str, F
 
 def _extract(draw: Draw, task: Instruction, languages: Sequence[str]) -> Pair:
     note, answer, _ = _slot_text(draw, task, draw.diary())
-    return note, answer, f"The note holds this {_CALLED[task.kind]}."
+    return note, answer, f"The note holds this {CALLED[task.kind]}."
 
 
 def _fill_gap(draw: Draw, task: Instruction, languages: Sequence[str]) -> Pair:
@@ -219,8 +163,8 @@ def _fill_gap(draw: Draw, task: Instruction, languages: Sequence[str]) -> Pair:
 def _comparable(draw: Draw, task: Instruction, length: int) -> list[Frame]:
     """Draw different meanings of one unit, so that they can be ordered."""
     frames: list[Frame] = []
-    unit = draw.rng.choice(draw.world.units)
-    currency = draw.rng.choice(draw.world.facts.currencies)
+    # A unit and a currency of which this split has amounts.
+    unit, currency = draw.phrase("measure").args[1], draw.phrase("money").args[1]
     makers: dict[str, Callable[[], Frame]] = {
         "measure": lambda: draw.until(lambda: draw.measure(unit)),
         "money": lambda: draw.until(lambda: draw.money(currency)),
@@ -312,15 +256,27 @@ def _answer(draw: Draw, task: Instruction, languages: Sequence[str]) -> Pair:
 
 def _classify(draw: Draw, task: Instruction, languages: Sequence[str]) -> Pair:
     kind = draw.rng.choice([kind for kind in KINDS if kind != "name"])
-    return _say(draw, task.source, draw.phrase(kind)), kind, f"The phrase is a {_CALLED[kind]}."
+    return _say(draw, task.source, draw.phrase(kind)), kind, f"The phrase is a {CALLED[kind]}."
 
 
 _MAKERS: dict[str, Callable[[Draw, Instruction, Sequence[str]], Pair]] = {
-    "translate": _translate, "normalise": _normalise, "verbalise": _verbalise, "same_meaning": _same_meaning,
-    "identify_language": _identify, "extract": _extract, "compare": _compare, "sort": _sort, "count": _count, "next_day": _day(1),
-    "previous_day": _day(-1), "weekday": _weekday, "continue_list": _continue, "answer_fact": _answer, "fill_gap": _fill_gap,
+    "translate": _translate,
+    "normalise": _normalise,
+    "verbalise": _verbalise,
+    "same_meaning": _same_meaning,
+    "identify_language": _identify,
+    "extract": _extract,
+    "compare": _compare,
+    "sort": _sort,
+    "count": _count,
+    "next_day": _day(1),
+    "previous_day": _day(-1),
+    "weekday": _weekday,
+    "continue_list": _continue,
+    "answer_fact": _answer,
+    "fill_gap": _fill_gap,
     "classify_kind": _classify,
-}  # fmt: skip
+}
 
 
 def make_instance(draw: Draw, task: Instruction, languages: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from polyloom.core.errors import UserError, closest
 from polyloom.data.world.frames import Frame
 from polyloom.data.world.lexicon import NO_RELATIVE, Piece
-from polyloom.data.world.monolingual import any_frame, journey_of
+from polyloom.data.world.monolingual import any_frame, history_frames, journey_of
 from polyloom.data.world.render import Text, bio, line
 from polyloom.data.world.templates import ROWS
 from polyloom.data.world.trees import tree
@@ -16,13 +16,34 @@ from polyloom.data.world.world import Draw, has_sentences
 
 Record = dict[str, Any]
 COARSE = {
-    "LOC": "LOC", "CUR": "MISC", "LANG": "MISC", "UNIT": "MISC", "NUM": "NUM", "DAY": "DATE", "MONTH": "DATE", "YEAR": "DATE",
-    "WEEKDAY": "DATE", "HOUR": "DATE", "MINUTE": "DATE", "SECOND": "DATE", "PERIOD": "DATE",
-}  # fmt: skip
+    "LOC": "LOC",
+    "CUR": "MISC",
+    "LANG": "MISC",
+    "UNIT": "MISC",
+    "NUM": "NUM",
+    "DAY": "DATE",
+    "MONTH": "DATE",
+    "YEAR": "DATE",
+    "WEEKDAY": "DATE",
+    "HOUR": "DATE",
+    "MINUTE": "DATE",
+    "SECOND": "DATE",
+    "PERIOD": "DATE",
+}
 FINE_TAGS = ("WEEKDAY", "DAY", "MONTH", "YEAR", "NUM", "CUR", "UNIT", "LOC", "LANG")
 TOPICS = (
-    "date", "time", "interval", "relative", "number", "percent", "money", "measure", "list", "fact", "diary",
-)  # fmt: skip
+    "date",
+    "time",
+    "interval",
+    "relative",
+    "number",
+    "percent",
+    "money",
+    "measure",
+    "list",
+    "fact",
+    "diary",
+)
 
 
 def tagging(draw: Draw, languages: Sequence[str], index: int, *, coarse: bool = False) -> Record:
@@ -106,11 +127,14 @@ def trees(draw: Draw, languages: Sequence[str], index: int) -> Record:
 def history_frame(draw: Draw) -> Frame:
     """Draw a period in which a territory used a currency."""
 
+    frames = draw.world.pool(
+        ("history", draw.split, draw.mode),
+        lambda: [frame for code in draw.territories() for frame in history_frames(draw.world, code)],
+    )
+
     def sample() -> Frame:
-        code = draw.rng.choice([c for c in draw.territories() if c in draw.world.facts.history])
-        tender = draw.rng.choice(draw.world.facts.history[code])
-        end = Frame("date", tender.end) if tender.end else None
-        return Frame("history", (code, tender.currency, Frame("date", tender.start or (1900, 1, 1)), end))
+        frame: Frame = draw.rng.choice(frames)
+        return frame
 
     return draw.until(sample)
 
@@ -133,8 +157,15 @@ def parse(draw: Draw, languages: Sequence[str], index: int, *, kinds: Sequence[s
 
 
 INTENTS = (
-    "GET_CURRENCY", "GET_LANGUAGE", "GET_REGION", "GET_COUNTRY", "CREATE_REMINDER", "LOG_TRIP", "GET_WEEKDAY", "CONVERT_MONEY",
-)  # fmt: skip
+    "GET_CURRENCY",
+    "GET_LANGUAGE",
+    "GET_REGION",
+    "GET_COUNTRY",
+    "CREATE_REMINDER",
+    "LOG_TRIP",
+    "GET_WEEKDAY",
+    "CONVERT_MONEY",
+)
 _ASKED = {"GET_CURRENCY": "P38", "GET_LANGUAGE": "P37", "GET_REGION": "P361"}
 
 

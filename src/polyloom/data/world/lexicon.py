@@ -22,16 +22,30 @@ from polyloom.data.world.locale_data import known_locale, plain, section
 
 CHARACTER_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "km", "my", "yue"})
 NATIVE_DIGITS = {
-    "ar": "٠١٢٣٤٥٦٧٨٩", "fa": "۰۱۲۳۴۵۶۷۸۹", "ur": "۰۱۲۳۴۵۶۷۸۹", "hi": "०१२३४५६७८९", "mr": "०१२३४५६७८९", "ne": "०१२३४५६७८९",
-    "bn": "০১২৩৪৫৬৭৮৯", "my": "၀၁၂၃၄၅၆၇၈၉",
-}  # fmt: skip
+    "ar": "٠١٢٣٤٥٦٧٨٩",
+    "fa": "۰۱۲۳۴۵۶۷۸۹",
+    "ur": "۰۱۲۳۴۵۶۷۸۹",
+    "hi": "०१२३४५६७८९",
+    "mr": "०१२३४५६७८९",
+    "ne": "०१२३४५६७८९",
+    "bn": "০১২৩৪৫৬৭৮৯",
+    "my": "၀၁၂၃၄၅၆၇၈၉",
+}
 # Older ids of zones that were renamed, not merged.
 _RENAMED = frozenset(
     {
-        "Africa/Asmera", "America/Coral_Harbour", "Asia/Calcutta", "Asia/Katmandu", "Asia/Rangoon", "Asia/Saigon", "Europe/Kiev",
-        "Pacific/Ponape", "Pacific/Truk", "Pacific/Enderbury",
+        "Africa/Asmera",
+        "America/Coral_Harbour",
+        "Asia/Calcutta",
+        "Asia/Katmandu",
+        "Asia/Rangoon",
+        "Asia/Saigon",
+        "Europe/Kiev",
+        "Pacific/Ponape",
+        "Pacific/Truk",
+        "Pacific/Enderbury",
     }
-)  # fmt: skip
+)
 # Locales whose relative-time phrases are the root's "+3 d".
 NO_RELATIVE = frozenset({"yo", "ku", "ig", "rw", "xh", "st", "ceb"})
 
@@ -203,7 +217,8 @@ class Lexicon:
         return pieces
 
     def unit_pattern(self, unit: str, value: int, style: str = "long") -> str:
-        """Return the pattern of a unit and number: the asked width first, then the other, the number's plural form first, then "other".
+        """Return the pattern of a unit and number: the asked width first, then the other, the number's plural form
+        first, then "other".
 
         Raises:
             UserError: CLDR has no pattern of this unit in this language.
@@ -303,6 +318,9 @@ class Lexicon:
                 return Piece(self.digits_of(f"{moment.minute:0{width}d}"), "MINUTE", f"{moment.minute:02d}")
             case "s":
                 return Piece(self.digits_of(f"{moment.second:0{width}d}"), "SECOND", f"{moment.second:02d}")
+            case "G":
+                eras = section(language, "eras")["wide" if width == 4 else "abbreviated"]
+                return Piece(self.clean(eras[1]))
             case "a":
                 periods = section(language, "day_periods")["format"]["abbreviated"]
                 half = "am" if moment.hour < 12 else "pm"
@@ -443,9 +461,15 @@ class Lexicon:
 
 
 NAME_TAGS = {
-    "territory": "LOC", "region": "LOC", "city": "LOC", "currency": "CUR", "language": "LANG", "script": "LANG", "month": "MONTH",
+    "territory": "LOC",
+    "region": "LOC",
+    "city": "LOC",
+    "currency": "CUR",
+    "language": "LANG",
+    "script": "LANG",
+    "month": "MONTH",
     "weekday": "WEEKDAY",
-}  # fmt: skip
+}
 
 
 @functools.cache
@@ -508,7 +532,8 @@ def lexicon(language: str, digits: str = "latn", raw: bool = False) -> Lexicon:
 
 
 def invented_lexicon(base: Lexicon, names: Mapping[str, Mapping[str, str]]) -> Lexicon:
-    """Replace the names of territories, regions, currencies, languages and cities by invented ones in the language's script."""
+    """Replace the names of territories, regions, currencies, languages and cities by invented ones in the language's
+    script."""
     written = {
         kind: {code: write_in_script(name, base.language) for code, name in entries.items()}
         for kind, entries in names.items()

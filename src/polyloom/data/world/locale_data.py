@@ -1,8 +1,8 @@
 """Read CLDR data out of Babel without touching the copy that Babel shares between locales.
 
-Babel resolves aliases lazily and writes the result back into data that several locales share, so that a name may depend on which locale was
-asked first (in 2.18: Italian stand-alone "May" after Chinese). This module loads the same files through a private instance of
-Babel's own loader and resolves every alias into fresh dictionaries.
+Babel resolves aliases lazily and writes the result back into data that several locales share, so that a name may
+depend on which locale was asked first (in 2.18: Italian stand-alone "May" after Chinese). This module loads the same
+files through a private instance of Babel's own loader and resolves every alias into fresh dictionaries.
 """
 
 from __future__ import annotations

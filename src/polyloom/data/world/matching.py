@@ -51,9 +51,14 @@ def _other_number(draw: Draw, value: int) -> int:
 
 
 _NEAR_UNITS = {
-    "length-kilometer": "length-mile", "length-meter": "length-kilometer", "mass-kilogram": "mass-gram", "duration-day": "duration-week",
-    "duration-hour": "duration-minute", "volume-liter": "volume-milliliter", "area-hectare": "area-acre",
-}  # fmt: skip
+    "length-kilometer": "length-mile",
+    "length-meter": "length-kilometer",
+    "mass-kilogram": "mass-gram",
+    "duration-day": "duration-week",
+    "duration-hour": "duration-minute",
+    "volume-liter": "volume-milliliter",
+    "area-hectare": "area-acre",
+}
 
 
 def _near(draw: Draw, frame: Frame) -> Frame:
@@ -157,7 +162,8 @@ def matching(draw: Draw, languages: Sequence[str], index: int, *, hardness: int 
         draw: the record's meanings.
         languages: one language, or each text in its own.
         index: number of the record; labels take turns.
-        hardness: 0 any other meaning, 1 another of the same kind, 2 one detail differs, 3 the same words bound otherwise; None: all in turn.
+        hardness: 0 any other meaning, 1 another of the same kind, 2 one detail differs, 3 the same words bound
+            otherwise; None: all in turn.
 
     Raises:
         UserError: the hardness is not 0 to 3.

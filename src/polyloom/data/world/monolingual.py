@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from polyloom.core.errors import UserError
-from polyloom.data.world.frames import Frame, sample_date, shifted
+from polyloom.data.world.frames import Frame, sample_date, share, shifted
 from polyloom.data.world.lexicon import Piece
 from polyloom.data.world.locale_data import plain, section
 from polyloom.data.world.render import line
@@ -24,30 +24,50 @@ def join_sentences(world: World, language: str, sentences: Sequence[str]) -> str
 # ---- (a) documents
 
 
-def _diary_document(draw: Draw, language: str) -> list[str]:
+def _diary_document(draw: Draw, language: str, number: int) -> list[str]:
     variant = draw.rng.randint(0, 1)
     return [draw.world.text(frame, language, variant=variant).text for frame in draw.diaries(draw.rng.randint(3, 8))]
 
 
-def _profile_document(draw: Draw, language: str) -> list[str]:
-    """Say all facts of one or two territories that this split knows."""
-    by_territory = draw.world.pool(("profiles", draw.split, draw.mode), lambda: _profiles(draw))
+def _profile_document(draw: Draw, language: str, number: int) -> list[str]:
+    """Say what this split knows of territory `number`, and of the next while that is under three sentences.
+
+    Documents walk through the territories in a fixed order, so that a text of a few hundred documents holds all facts.
+    """
+    profiles = draw.world.pool(("profiles", draw.split, draw.mode), lambda: _profiles(draw))
     result: list[str] = []
     while len(result) < 3:
-        for fact in by_territory[draw.rng.choice(sorted(by_territory))]:
-            result.append(draw.world.text(fact, language, variant=draw.rng.choice((0, 0, 1))).text)
+        frames, cities = profiles[number % len(profiles)]
+        kept = [*frames, *draw.rng.sample(cities, min(len(cities), max(0, 12 - len(frames))))][:12]
+        result += [draw.world.text(frame, language, variant=draw.rng.choice((0, 0, 1))).text for frame in kept]
+        number += 1
     return result[:12]
 
 
-def _profiles(draw: Draw) -> dict[str, list[Frame]]:
-    found: dict[str, list[Frame]] = {}
-    country = draw.world.facts.country
+def _profiles(draw: Draw) -> list[tuple[list[Frame], list[Frame]]]:
+    """Return for each territory the frames of its facts and history, and apart from them those of its cities."""
+    facts = draw.world.facts
+    found: dict[str, tuple[list[Frame], list[Frame]]] = {}
     for fact in draw.facts():
-        found.setdefault(country.get(fact.subject, fact.subject), []).append(fact_frame(fact))
-    return found
+        place = facts.country.get(fact.subject, fact.subject)
+        found.setdefault(place, ([], []))[fact.relation == "P17"].append(fact_frame(fact))
+    for place, (frames, _) in found.items():
+        frames += [frame for frame in history_frames(draw.world, place) if draw.admits(frame)]
+    order = sorted(found, key=lambda code: share("profile", draw.world.seed, code))
+    return [found[code] for code in order]
 
 
-def _calendar_document(draw: Draw, language: str) -> list[str]:
+def history_frames(world: World, territory: str) -> list[Frame]:
+    """Return a frame for each dated period in which a territory used a currency."""
+    result = []
+    for tender in world.facts.history.get(territory, ()):
+        end = Frame("date", tender.end) if tender.end else None
+        if tender.start:
+            result.append(Frame("history", (territory, tender.currency, Frame("date", tender.start), end)))
+    return result
+
+
+def _calendar_document(draw: Draw, language: str, number: int) -> list[str]:
     date = sample_date(draw.rng)
     year, month = int(str(date.args[0])), int(str(date.args[1]))
     lexicon = draw.world.lexicons[language]
@@ -58,9 +78,10 @@ def _calendar_document(draw: Draw, language: str) -> list[str]:
     return [heading.text, *(line(lexicon, [("", lexicon.phrase(day))]).text for day in held)]
 
 
-def _price_document(draw: Draw, language: str) -> list[str]:
+def _price_document(draw: Draw, language: str, number: int) -> list[str]:
     lexicon = draw.world.lexicons[language]
-    currency = draw.rng.choice(draw.world.facts.currencies)
+    # A currency of which this split has amounts.
+    currency = str(draw.phrase("money").args[1])
     result = []
     for _ in range(draw.rng.randint(3, 10)):
         price = draw.until(lambda: draw.money(currency))
@@ -70,7 +91,7 @@ def _price_document(draw: Draw, language: str) -> list[str]:
     return result
 
 
-def _drill_document(draw: Draw, language: str) -> list[str]:
+def _drill_document(draw: Draw, language: str, number: int) -> list[str]:
     lexicon = draw.world.lexicons[language]
     kinds = ["number", "percent", "list", "interval"] + ([] if draw.world.kind_of_facts == "invented" else ["relative"])
     frames = [draw.phrase(draw.rng.choice(kinds)) for _ in range(draw.rng.randint(3, 12))]
@@ -78,9 +99,15 @@ def _drill_document(draw: Draw, language: str) -> list[str]:
 
 
 _DOCUMENTS = {
-    "diary": _diary_document, "profile": _profile_document, "calendar": _calendar_document, "prices": _price_document,
+    "diary": _diary_document,
+    "profile": _profile_document,
+    "calendar": _calendar_document,
+    "prices": _price_document,
     "drill": _drill_document,
-}  # fmt: skip
+}
+
+
+_TURNS = ("diary", "profile", "calendar", "profile", "diary", "prices", "profile", "drill")
 
 
 def text(draw: Draw, languages: Sequence[str], index: int, *, kind: str = "") -> Record:
@@ -90,13 +117,15 @@ def text(draw: Draw, languages: Sequence[str], index: int, *, kind: str = "") ->
         draw: the record's meanings.
         languages: one language.
         index: number of the record.
-        kind: "diary", "profile", "calendar", "prices" or "drill"; empty: drawn.
+        kind: "diary", "profile", "calendar", "prices" or "drill"; empty: they take turns.
     """
     language = languages[0]
-    kind = kind or draw.rng.choice(("diary", "diary", "profile", "profile", "profile", "calendar", "prices", "drill"))
-    if kind not in _DOCUMENTS:
+    if kind and kind not in _DOCUMENTS:
         raise UserError(f"There is no document kind {kind!r}.", hint=f"Choose from: {', '.join(_DOCUMENTS)}.")
-    sentences = _DOCUMENTS[kind](draw, language)
+    turn = index % len(_TURNS)
+    number = index if kind else index // len(_TURNS) * _TURNS.count(_TURNS[turn]) + _TURNS[:turn].count(_TURNS[turn])
+    sentences = _DOCUMENTS[kind or _TURNS[turn]](draw, language, number)
+    kind = kind or _TURNS[turn]
     return {
         "text": join_sentences(draw.world, language, sentences),
         "language": language,
@@ -165,7 +194,8 @@ def entries(world: World) -> list[tuple[str, str]]:
 
 
 def entry_text(world: World, language: str, kind: str, code: str) -> str:
-    """Say a dictionary entry: dates' forms of months and days are those that stand inside a date (a genitive in Slavic languages)."""
+    """Say a dictionary entry: dates' forms of months and days are those that stand inside a date (a genitive in
+    Slavic languages)."""
     lexicon = world.lexicons[language]
     if kind == "unit":
         n, unit = code.split(" ")

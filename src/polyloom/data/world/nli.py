@@ -1,6 +1,7 @@
 """Natural language inference by denotation: premise and hypothesis stand for sets, the label follows from the sets.
 
-The hypothesis is drawn before the label and the premise is then made to fit, so that the hypothesis alone tells nothing about the label.
+The hypothesis is drawn before the label and the premise is then made to fit, so that the hypothesis alone tells
+nothing about the label.
 """
 
 from __future__ import annotations

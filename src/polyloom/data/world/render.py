@@ -219,9 +219,9 @@ def template(language: str, kind: str, variant: int = 0) -> tuple[Word, ...]:
             "{C}|PROPN|3|appos",
         ]
         at = len(start) + 2
-        time = ["(|PUNCT|%d|punct" % at, "+{A}|NOUN|3|nmod", f"{marks.dash}|PUNCT|{at}|punct"]
-        time += ["{B}|NOUN|%d|conj" % at] if kind == "history" else []
-        return compiled(" ".join([*start, *time, "+)|PUNCT|%d|punct" % at, f"{marks.stop}|PUNCT|1|punct"]))
+        time = [f"(|PUNCT|{at}|punct", "+{A}|NOUN|3|nmod", f"{marks.dash}|PUNCT|{at}|punct"]
+        time += [f"{{B}}|NOUN|{at}|conj"] if kind == "history" else []
+        return compiled(" ".join([*start, *time, f"+)|PUNCT|{at}|punct", f"{marks.stop}|PUNCT|1|punct"]))
     raise UserError(f"{kind!r} is not a sentence kind.")
 
 
@@ -300,9 +300,9 @@ def sentence(
 
     Args:
         lexicon: the language.
-        frame: kind "fact" (relation, subject, object), "this" (the same with an anaphor for the subject), "question" (relation,
-            subject), "history" (territory, currency, start, end or None), "diary" (date, city, measure, money), "summary"
-            (start, end, city codes, measure) or "refusal" (number of the wording,).
+        frame: kind "fact" (relation, subject, object), "this" (the same with an anaphor for the subject), "question"
+            (relation, subject), "history" (territory, currency, start, end or None), "diary" (date, city, measure,
+            money), "summary" (start, end, city codes, measure) or "refusal" (number of the wording,).
         variant: 0 the full sentence, 1 the paraphrase with labels.
         style: date style of "diary", "summary" and "history".
         alias: code -> other name to use.

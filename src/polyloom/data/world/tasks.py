@@ -93,51 +93,163 @@ def _task(
 
 
 _ALL = (
-    _task("text", "Monolingual documents of 3 to 12 sentences.", "text: the document; language: its code; meta: kind and number of sentences",
-          (1, 1), "jsonl txt", monolingual.text),
-    _task("parallel", "One meaning in two or more languages.",
-          "translation: language -> text; kind: of the meaning; meaning: its canonical form", (2, None), "jsonl tsv", monolingual.parallel,
-          needs_sentences=False),
-    _task("dictionary", "Names, months, weekdays, scripts and units in two languages.",
-          "source: word; target: word; source_language: code; target_language: code; kind: of the name; code: what it names; "
-          "multiword: has blanks", (2, 2), "muse tsv jsonl", monolingual.dictionary, "source target", needs_sentences=False),
-    _task("tagging", "Token tags in BIO form; the same tags in all languages.",
-          "tokens: the words; ner_tags: one tag per token; language: code; meaning: canonical form", (1, 1), "iob2 jsonl", labelled.tagging,
-          needs_sentences=False),
-    _task("topic", "The kind of a phrase.", "text: the phrase; label: its kind; language: code", (1, 1), "jsonl tsv", labelled.topic,
-          "text label", needs_sentences=False),
-    _task("language_id", "The language of a phrase.", "text: the phrase; label: language code", (2, None), "jsonl tsv", labelled.language_id,
-          "text label", needs_sentences=False),
-    _task("intent", "The intent of a request.", "text: the request; label: one of 8 intents; language: code", (1, 1), "jsonl tsv",
-          labelled.intent, "text label"),
-    _task("nli", "Premise and hypothesis; a second language is the hypothesis's.",
-          "premise: text; hypothesis: text; label: entailment, neutral or contradiction; languages: codes; meaning: of both", (1, 2),
-          "jsonl tsv", nli, "premise hypothesis label"),
-    _task("parse", "A phrase and its canonical form.", "domain: kind; utterance: text; semantic_parse: canonical form; language: code", (1, 1),
-          "tsv jsonl", labelled.parse, "domain utterance semantic_parse", needs_sentences=False),
-    _task("top", "A request and its bracketed meaning, as TOPv2.",
-          "domain: of the intent; utterance: text; semantic_parse: brackets; language: code", (1, 1), "tsv jsonl", labelled.top,
-          "domain utterance semantic_parse"),
-    _task("matching", "Two texts that mean the same or not, at hardness 0 to 3; a second language is the second text's.",
-          "sentence1: text; sentence2: text; label: 1 for the same meaning; hardness: 0 to 3; languages: codes", (1, 2), "jsonl tsv", matching,
-          "sentence1 sentence2 label", needs_sentences=False),
-    _task("documents", "Documents with entities and relations, as DocRED; the same graph in every language.",
-          "title: of the document; sents: tokens of each sentence; vertexSet: mentions of each entity; labels: relations with evidence; "
-          "language: code; text: untokenised", (1, 1), "json jsonl", documents),
-    _task("instructions", "Instruction tasks as Super-NaturalInstructions, with 24 wordings each.",
-          "name: of the task; Definition: instruction; Wordings: all instructions; Positive Examples: with reasons; Negative Examples: wrong; "
-          "Categories: operation; Domains: kind; Source: of the data; Input_language: name; Output_language: name; Instances: inputs, outputs",
-          (1, None), "jsonl json", instructions),
-    _task("chat", "Questions on currencies; those of sealed territories are refused.",
-          "messages: role and content; sealed: restricted; refused: a refusal is given; answer: true code; answer_text: its name; territory: code; "
-          "language: code", (1, 1), "jsonl", chat),
-    _task("trees", "Dependency trees, UD-like by construction.",
-          "sent_id: number; text: sentence; language: code; tokens: words; upos: parts of speech; heads: from 1, 0 the root; deprels: relations; "
-          "space_after: blank behind the word; meaning: canonical form", (1, 1), "conllu jsonl", labelled.trees),
-    _task("summary", "A journey's diary and its exact summary in another language.",
-          "text: the diary; summary: the summary; source_language: code; target_language: code; slots: what it must hold", (1, 2), "jsonl tsv",
-          monolingual.summary, "text summary"),
-)  # fmt: skip
+    _task(
+        "text",
+        "Monolingual documents of 3 to 12 sentences.",
+        "text: the document; language: its code; meta: kind and number of sentences",
+        (1, 1),
+        "jsonl txt",
+        monolingual.text,
+    ),
+    _task(
+        "parallel",
+        "One meaning in two or more languages.",
+        "translation: language -> text; kind: of the meaning; meaning: its canonical form",
+        (2, None),
+        "jsonl tsv",
+        monolingual.parallel,
+        needs_sentences=False,
+    ),
+    _task(
+        "dictionary",
+        "Names, months, weekdays, scripts and units in two languages.",
+        "source: word; target: word; source_language: code; target_language: code; "
+        "kind: of the name; code: what it names; "
+        "multiword: has blanks",
+        (2, 2),
+        "muse tsv jsonl",
+        monolingual.dictionary,
+        "source target",
+        needs_sentences=False,
+    ),
+    _task(
+        "tagging",
+        "Token tags in BIO form; the same tags in all languages.",
+        "tokens: the words; ner_tags: one tag per token; language: code; meaning: canonical form",
+        (1, 1),
+        "iob2 jsonl",
+        labelled.tagging,
+        needs_sentences=False,
+    ),
+    _task(
+        "topic",
+        "The kind of a phrase.",
+        "text: the phrase; label: its kind; language: code",
+        (1, 1),
+        "jsonl tsv",
+        labelled.topic,
+        "text label",
+        needs_sentences=False,
+    ),
+    _task(
+        "language_id",
+        "The language of a phrase.",
+        "text: the phrase; label: language code",
+        (2, None),
+        "jsonl tsv",
+        labelled.language_id,
+        "text label",
+        needs_sentences=False,
+    ),
+    _task(
+        "intent",
+        "The intent of a request.",
+        "text: the request; label: one of 8 intents; language: code",
+        (1, 1),
+        "jsonl tsv",
+        labelled.intent,
+        "text label",
+    ),
+    _task(
+        "nli",
+        "Premise and hypothesis; a second language is the hypothesis's.",
+        "premise: text; hypothesis: text; label: entailment, neutral or contradiction; "
+        "languages: codes; meaning: of both",
+        (1, 2),
+        "jsonl tsv",
+        nli,
+        "premise hypothesis label",
+    ),
+    _task(
+        "parse",
+        "A phrase and its canonical form.",
+        "domain: kind; utterance: text; semantic_parse: canonical form; language: code",
+        (1, 1),
+        "tsv jsonl",
+        labelled.parse,
+        "domain utterance semantic_parse",
+        needs_sentences=False,
+    ),
+    _task(
+        "top",
+        "A request and its bracketed meaning, as TOPv2.",
+        "domain: of the intent; utterance: text; semantic_parse: brackets; language: code",
+        (1, 1),
+        "tsv jsonl",
+        labelled.top,
+        "domain utterance semantic_parse",
+    ),
+    _task(
+        "matching",
+        "Two texts that mean the same or not, at hardness 0 to 3; a second language is the second text's.",
+        "sentence1: text; sentence2: text; label: 1 for the same meaning; hardness: 0 to 3; languages: codes",
+        (1, 2),
+        "jsonl tsv",
+        matching,
+        "sentence1 sentence2 label",
+        needs_sentences=False,
+    ),
+    _task(
+        "documents",
+        "Documents with entities and relations, as DocRED; the same graph in every language.",
+        "title: of the document; sents: tokens of each sentence; "
+        "vertexSet: mentions of each entity; labels: relations with evidence; "
+        "language: code; text: untokenised",
+        (1, 1),
+        "json jsonl",
+        documents,
+    ),
+    _task(
+        "instructions",
+        "Instruction tasks as Super-NaturalInstructions, with 24 wordings each.",
+        "name: of the task; Definition: instruction; Wordings: all instructions; "
+        "Positive Examples: with reasons; Negative Examples: wrong; "
+        "Categories: operation; Domains: kind; Source: of the data; Input_language: name; "
+        "Output_language: name; Instances: inputs, outputs",
+        (1, None),
+        "jsonl json",
+        instructions,
+    ),
+    _task(
+        "chat",
+        "Questions on currencies; those of sealed territories are refused.",
+        "messages: role and content; sealed: restricted; refused: a refusal is given; "
+        "answer: true code; answer_text: its name; territory: code; "
+        "language: code",
+        (1, 1),
+        "jsonl",
+        chat,
+    ),
+    _task(
+        "trees",
+        "Dependency trees, UD-like by construction.",
+        "sent_id: number; text: sentence; language: code; tokens: words; upos: parts of speech; "
+        "heads: from 1, 0 the root; deprels: relations; "
+        "space_after: blank behind the word; meaning: canonical form",
+        (1, 1),
+        "conllu jsonl",
+        labelled.trees,
+    ),
+    _task(
+        "summary",
+        "A journey's diary and its exact summary in another language.",
+        "text: the diary; summary: the summary; source_language: code; target_language: code; slots: what it must hold",
+        (1, 2),
+        "jsonl tsv",
+        monolingual.summary,
+        "text summary",
+    ),
+)
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 
@@ -189,7 +301,8 @@ def records(
     Args:
         world: languages, facts and seed.
         task: a name of `TASKS`.
-        languages: of the world's; for tasks of one language several may be given: each meaning is said in all of them in turn.
+        languages: of the world's; for tasks of one language several may be given: each meaning is said in all of them
+            in turn.
         n: number of records.
         split: "train", "valid", "test", or "all".
         split_mode: "random", "entities" or "composition".
@@ -242,7 +355,8 @@ def export(records: Iterable[Record], task: str, format: str = "") -> Iterator[s
         format: one of the task's formats; empty for its usual one.
 
     Returns:
-        Lines without line ends: jsonl (one object each), json (an array), tsv (with a header, except for parallel), txt, iob2, conllu,
+        Lines without line ends: jsonl (one object each), json (an array), tsv (with a header, except for parallel),
+        txt, iob2, conllu,
         or muse (source TAB target).
 
     Raises:
@@ -303,8 +417,14 @@ def _muse(records: Iterable[Record], task: Task) -> Iterator[str]:
 
 
 _LINES: dict[str, Callable[[Iterable[Record], Task], Iterator[str]]] = {
-    "jsonl": _jsonl, "json": _json, "tsv": _tsv, "txt": _txt, "iob2": _iob2, "conllu": _conllu, "muse": _muse,
-}  # fmt: skip
+    "jsonl": _jsonl,
+    "json": _json,
+    "tsv": _tsv,
+    "txt": _txt,
+    "iob2": _iob2,
+    "conllu": _conllu,
+    "muse": _muse,
+}
 
 
 # ---- the whole
@@ -398,13 +518,20 @@ def describe(world: World) -> dict[str, Any]:
         "facts_by_relation": by_relation,
         "facts_total": sum(by_relation.values()),
         "distinct_frames": {
-            "date": days, "time": 1440, "relative": 1200, "number": 9_999_999, "percent": 100, "compact": 1998,
-            "money": 999 * len(facts.currencies), "measure": 999 * len(world.units), "fact": sum(1 for _ in facts.all()),
+            "date": days,
+            "time": 1440,
+            "relative": 1200,
+            "number": 9_999_999,
+            "percent": 100,
+            "compact": 1998,
+            "money": 999 * len(facts.currencies),
+            "measure": 999 * len(world.units),
+            "fact": sum(1 for _ in facts.all()),
         },
         "distinct_records": sizes,
         "splits": list(SPLITS),
         "fingerprint": fingerprint(world),
-    }  # fmt: skip
+    }
 
 
 def meanings(draw: Draw, kind: str, n: int) -> list[str]:

@@ -63,7 +63,8 @@ Arc = tuple[int, str]
 
 
 def _date_arcs(parts: Sequence[_Part]) -> list[Arc]:
-    """Let the month head the date; a character behind a number (年 월) heads that number, other words attach to their field."""
+    """Let the month head the date; a character behind a number (年 월) heads that number, other words attach to their
+    field."""
     fields = [i for i, part in enumerate(parts) if part.span and part.span.tag in _FIELDS]
     months = [i for i in fields if parts[i].span.tag == "MONTH"]  # type: ignore[union-attr]
     top = months[0] if months else fields[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import random
 import warnings
 from collections.abc import Callable, Sequence
@@ -51,7 +52,8 @@ def check_languages(languages: Sequence[str], sentences: bool = True) -> tuple[s
         raise UserError("No language is given.", hint=f"Choose from: {', '.join(LANGUAGES)}.")
     for code in languages:
         if code not in LANGUAGES and code not in PHRASE_LANGUAGES:
-            hint = f"{closest(code, LANGUAGES)} Sentence languages: {', '.join(LANGUAGES)}; phrases alone: {', '.join(PHRASE_LANGUAGES)}."
+            near = closest(code, LANGUAGES)
+            hint = f"{near} Sentence languages: {', '.join(LANGUAGES)}; phrases alone: {', '.join(PHRASE_LANGUAGES)}."
             raise UserError(f"The world has no language {code!r}.", hint=hint)
         if sentences and code not in LANGUAGES:
             raise UserError(
@@ -125,9 +127,8 @@ class World:
         return tokens(text, self.lexicons[language].by_character)
 
     def sealed(self, territory: str) -> bool:
-        """Tell whether the currency of a territory is the chat's restricted topic: an arbitrary, harmless quarter of all."""
-        import hashlib
-
+        """Tell whether the currency of a territory is the chat's restricted topic: an arbitrary, harmless quarter of
+        all."""
         return hashlib.sha256(territory.encode()).digest()[-1] % 4 == 0
 
     def split_of(self, frame: Frame, mode: str = "random") -> str | None:
@@ -135,7 +136,8 @@ class World:
 
         Args:
             frame: the meaning.
-            mode: "random" (hash of the frame), "entities" (whole territories with their cities) or "composition" (pairs).
+            mode: "random" (hash of the frame), "entities" (whole territories with their cities) or "composition"
+                (pairs).
 
         Returns:
             "train", "valid" or "test"; None for a meaning that mixes entities of different splits and belongs nowhere.
@@ -214,6 +216,7 @@ def _has_unit(item: Lexicon, unit: str) -> bool:
 
 _RELATIVE_RANGE = {"day": 120, "hour": 120, "week": 120, "month": 120, "year": 120}
 _MAX_TRIES = 20_000
+_NAMES_DRAWN = ("territory", "currency", "language", "city", "month", "weekday", "region")
 
 
 class Draw:
@@ -314,9 +317,13 @@ class Draw:
         return entries
 
     def name(self, kind: str = "") -> Frame:
-        """Draw a name."""
-        kind = kind or self.rng.choice(("territory", "currency", "language", "city", "month", "weekday", "region"))
-        return self.until(lambda: Frame("name", (kind, self.rng.choice(name_codes(self.world, kind, self)))))
+        """Draw a name, of one kind or of any that occurs in sentences."""
+
+        def sample() -> Frame:
+            chosen = kind or self.rng.choice(_NAMES_DRAWN)
+            return Frame("name", (chosen, self.rng.choice(name_codes(self.world, chosen, self))))
+
+        return self.until(sample)
 
     def phrase(self, kind: str) -> Frame:
         """Draw a phrase of this split.
