@@ -15,13 +15,13 @@ from polyloom.core.errors import MissingExtra
 from polyloom.core.result import Series
 from polyloom.reports.svg import ROLES, replace_texts
 from polyloom.reports.tables import format_number
-from polyloom.reports.text import one_line
+from polyloom.reports.text import human, one_line
 
-WIDTH_INCHES, HEIGHT_INCHES = 6.0, 3.4
+WIDTH_INCHES, HEIGHT_INCHES = 5.2, 3.1
 NUM_COLOURS = 6
 MAX_VALUE_LABELS = 12
 MAX_MARKED_POINTS = 40
-MAX_UPRIGHT_NAMES = 8
+MAX_UPRIGHT_NAMES = 7
 LABEL_CHARACTERS = 40
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -32,21 +32,21 @@ _STYLE: dict[Any, Any] = {
     "text.parse_math": False,
     "axes.unicode_minus": True,
     "font.family": "DejaVu Sans",
-    "font.size": 9.5,
+    "font.size": 10.0,
     "text.color": _INK,
     "axes.edgecolor": _SOFT,
     "axes.labelcolor": _SOFT,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 9.5,
+    "axes.titlesize": 10.0,
     "axes.axisbelow": True,
     "grid.color": _RULE,
     "grid.linewidth": 0.8,
     "xtick.color": _SOFT,
     "ytick.color": _SOFT,
     "legend.frameon": False,
-    "legend.fontsize": 9.5,
+    "legend.fontsize": 10.0,
     "lines.linewidth": 1.8,
     "lines.markersize": 4.5,
 }
@@ -69,8 +69,9 @@ class Canvas:
     def text(self, text: str, limit: int = LABEL_CHARACTERS) -> str:
         """Return what to draw in the place of `text`."""
         shown = one_line(text, limit)
-        if all(char.isascii() for char in shown):
-            return shown
+        # The library takes a leading underscore for a label to leave out of the legend.
+        if shown.isascii() and not shown.startswith("_"):
+            return shown or " "
         # Each stand-in is made unique by invisible letters, so that the right text is put back.
         stand_in = "".join(map(_letter, shown)) + "\N{ZERO WIDTH SPACE}" * (len(self.texts) + 1)
         self.texts[stand_in] = shown
@@ -105,8 +106,8 @@ def draw_curves(series: Mapping[str, Series], log_x: bool | None) -> str:
     """Draw lines with bands and points with whiskers; returns SVG."""
     with _drawing_style():
         canvas = Canvas(HEIGHT_INCHES)
-        for index, (label, curve) in enumerate(series.items()):
-            _draw_curve(canvas, index, label, curve)
+        for index, (name, curve) in enumerate(series.items()):
+            _draw_curve(canvas, index, human(name), curve)
         axes = canvas.axes
         curves = list(series.values())
         if any(curve.x_names for curve in curves):
@@ -147,22 +148,22 @@ def draw_bars(series: Mapping[str, Series]) -> str:
     """Draw bars from zero with whiskers, beside each other by name: upright, or lying where names are many or long.
 
     Args:
-        series: the bars by label; those without names are named by their x.
+        series: the bars by name; those without names are named by their x.
 
     Returns:
         SVG.
     """
     curves = list(series.values())
     names = _bar_names(curves)
-    lying = len(names) > MAX_UPRIGHT_NAMES or sum(map(len, names)) > 60
+    lying = len(names) > MAX_UPRIGHT_NAMES or sum(map(len, names)) > 48
     num_bars = len(names) * len(curves)
     with _drawing_style():
         height = max(HEIGHT_INCHES * 0.6, 0.9 + num_bars * 0.16 + len(names) * 0.12) if lying else HEIGHT_INCHES
         canvas = Canvas(min(height, 14.0))
         thickness = 0.8 / len(curves)
-        for index, (label, curve) in enumerate(series.items()):
+        for index, (name, curve) in enumerate(series.items()):
             offset = (index - (len(curves) - 1) / 2) * thickness
-            shown = canvas.text(label)
+            shown = canvas.text(human(name))
             _draw_bars(canvas, ROLES[f"p{index % NUM_COLOURS + 1}"], shown, curve, names, offset, thickness, lying)
         axes = canvas.axes
         ticks, labels = range(len(names)), [canvas.text(name) for name in names]
@@ -230,7 +231,7 @@ def _label_bars(canvas: Canvas, curves: Sequence[Series], names: list[str], thic
                 (end, place) if lying else (place, end),
                 xytext=(4 * sign, 0) if lying else (0, 3 * sign),
                 textcoords="offset points",
-                fontsize=8.5,
+                fontsize=9.0,
                 **sides,
             )
     canvas.axes.margins(**{"x" if lying else "y": 0.12})
@@ -243,6 +244,7 @@ def draw_heat_map(rows: list[str], columns: list[str], values: list[list[float |
     signed = any(value < 0 for value in given) and any(value > 0 for value in given)
     floor = 0.0 if signed else min(sizes, default=0.0)
     span = max(sizes, default=0.0) - floor
+    decimals = _cell_decimals(given)
     with _drawing_style():
         from matplotlib.patches import Rectangle
 
@@ -257,11 +259,18 @@ def draw_heat_map(rows: list[str], columns: list[str], values: list[list[float |
                 axes.add_patch(
                     Rectangle((j - 0.48, i - 0.46), 0.96, 0.92, color=colour, alpha=0.06 + 0.44 * depth, lw=0)
                 )
-                if len(columns) <= 14:
-                    axes.text(j, i, _tick(value, digits=3), ha="center", va="center", fontsize=8.5)
+                if len(columns) <= 12:
+                    axes.text(
+                        j,
+                        i,
+                        f"{value:.{decimals}f}".replace("-", "\N{MINUS SIGN}"),
+                        ha="center",
+                        va="center",
+                        fontsize=9.0,
+                    )
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        slanted = sum(map(len, columns)) > 60
+        slanted = sum(map(len, columns)) > 48
         axes.set_xticks(range(len(columns)), [canvas.text(name, 24) for name in columns], rotation=35 if slanted else 0)
         axes.set_yticks(range(len(rows)), [canvas.text(name, 24) for name in rows])
         if slanted:
@@ -273,18 +282,26 @@ def draw_heat_map(rows: list[str], columns: list[str], values: list[list[float |
         return canvas.svg()
 
 
+def _cell_decimals(values: Sequence[float]) -> int:
+    """Return the decimals that give the greatest number three digits; none for whole numbers."""
+    if all(float(value).is_integer() for value in values):
+        return 0
+    largest = max(abs(value) for value in values)
+    return min(6, max(0, 2 - math.floor(math.log10(largest))))
+
+
 def _label(canvas: Canvas, x_label: str, y_label: str) -> None:
     """Label the axes; the vertical one above itself, so that nobody has to turn their head."""
-    canvas.axes.set_xlabel(canvas.text(x_label, 70))
-    canvas.axes.set_title(canvas.text(y_label, 70), loc="left", color=_SOFT)
+    canvas.axes.set_xlabel(canvas.text(x_label, 56))
+    canvas.axes.set_title(canvas.text(y_label, 56), loc="left", color=_SOFT)
 
 
 def _legend(canvas: Canvas, num_series: int) -> None:
     if num_series < 2:
         return
     handles, labels = canvas.axes.get_legend_handles_labels()
-    longest = max(sum(1 for char in label if char != "\N{ZERO WIDTH SPACE}") for label in labels)
-    columns = max(1, min(num_series, 70 // (longest + 6)))
+    widths = [6 + len(label.rstrip("\N{ZERO WIDTH SPACE}")) for label in labels]
+    columns = num_series if sum(widths) <= 60 else max(1, min(num_series, 60 // max(widths)))
     # Row by row, as people read, where the library fills columns.
     order = list(itertools.chain.from_iterable(range(start, num_series, columns) for start in range(columns)))
     canvas.drawing.legend(
@@ -298,7 +315,7 @@ def _name_ticks(canvas: Canvas, curves: Sequence[Series]) -> None:
         for x, name in zip(curve.x, curve.x_names or (), strict=False):
             if x is not None:
                 places.setdefault(x, name)
-    slanted = sum(len(name) + 1 for name in places.values()) > 80
+    slanted = sum(len(name) + 1 for name in places.values()) > 60
     canvas.axes.set_xticks(
         list(places), [canvas.text(name, 24) for name in places.values()], rotation=40 if slanted else 0
     )

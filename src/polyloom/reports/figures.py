@@ -68,12 +68,12 @@ def series_groups(result: Result) -> dict[str, dict[str, Series]]:
 def _default_figure(name: str, group: Mapping[str, Series]) -> Figure:
     first = next(iter(group.values()))
     x_label, y_label = one_line(first.x_label), one_line(first.y_label) or human(name)
-    caption = f"{y_label[:1].upper()}{y_label[1:]}{f' by {x_label}' if x_label else ''}."
+    caption = f"{y_label[:1].upper()}{y_label[1:]} by {x_label}." if x_label else ""
+    if _wants_heat_map(group):
+        return heat_figure(name, caption, *_as_matrix(group), series=tuple(group))
     if any(series.low or series.high for series in group.values()):
         kinds = {series.kind for series in group.values()}
-        caption += " The bands are intervals." if kinds == {"line"} else " The whiskers are intervals."
-    if _wants_heat_map(group):
-        return heat_figure(name, caption.replace("whiskers", "bounds"), *_as_matrix(group), series=tuple(group))
+        caption = f"{caption} The {'bands' if kinds == {'line'} else 'whiskers'} are intervals.".strip()
     return series_figure(name, caption, group)
 
 
@@ -94,9 +94,8 @@ def series_figure(name: str, caption: str, series: Mapping[str, Series], *, log_
     """
     from polyloom.reports import drawing
 
-    labels = {human(key): curve for key, curve in series.items()}
     bars = all(curve.kind == "bar" for curve in series.values())
-    svg = drawing.draw_bars(labels) if bars else drawing.draw_curves(labels, log_x)
+    svg = drawing.draw_bars(series) if bars else drawing.draw_curves(series, log_x)
     return Figure(one_line(name), one_line(caption), svg, describe(series), tuple(series))
 
 

@@ -271,11 +271,12 @@ def _moment(text: str) -> str:
 
 
 def _duration(seconds: float) -> str:
+    gap = "\N{NO-BREAK SPACE}"
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f}{gap}s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    return f"{hours}{gap}h {minutes}{gap}min" if hours else f"{minutes}{gap}min {rest}{gap}s"
 
 
 def _relative(path: str) -> str | None:

@@ -10,8 +10,8 @@ from polyloom.reports.figures import series_groups
 from polyloom.reports.tables import Grid, Shown, grid, scalars_table, series_table
 from polyloom.reports.text import clean, human, one_line
 
-# Underscores inside words are no markup; everything else that may be is escaped, and so are list marks at the start.
-_SPECIAL = re.compile(r"[\\`*\[\]|~$#!]|(?<![^\W_])_|_(?![^\W_])|^[-+=]|(?<=^\d)[.)]|(?<=^\d\d)[.)]")
+# Underscores inside words are no markup; text never starts a line, so list marks are none either.
+_SPECIAL = re.compile(r"[\\`*\[\]|~$#!]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def render_json(result: Result) -> str:

@@ -147,7 +147,9 @@ def scalars_table(scalars: dict[str, Scalar], title: str = "") -> Grid:
         shown = show_scalar(scalar)
         unit = unit_gap(scalar.unit) + one_line(scalar.unit) if scalar.unit else ""
         rows.append((Shown(human(name)), Shown(shown.text + unit, shown.interval, shown.exact)))
-    return Grid(("figure", "value [low, high]"), (False, True), tuple(rows), title)
+    # Words among the numbers read better when all start at one edge.
+    numbers = all(row[1].exact is not None for row in rows)
+    return Grid(("figure", "value [low, high]"), (False, numbers), tuple(rows), title)
 
 
 def series_table(series: dict[str, Series], title: str = "") -> Grid:

@@ -30,5 +30,6 @@ def one_line(text: str, limit: int | None = None) -> str:
 
 
 def human(name: str) -> str:
-    """Return a key as words: `bits_per_byte` becomes `bits per byte`."""
-    return one_line(name).replace("_", " ")
+    """Return a key as words: `bits_per_byte` becomes `bits per byte`, `num_steps` becomes `number of steps`."""
+    words = one_line(name).replace("_", " ").strip()
+    return f"number of {words[4:]}" if words.startswith("num ") else words
