@@ -280,7 +280,7 @@ def test_fact_sheet_of_a_users_silu_has_the_same_constants() -> None:
 
 
 @given(st.floats(0.2, 5), st.floats(-3, 3), st.floats(-2, 2))
-@settings(max_examples=20)
+@settings(max_examples=12)
 def test_fact_sheet_finds_a_moved_and_scaled_minimum(scale: float, shift: float, height: float) -> None:
     sheet = facts(lambda x: F.silu(scale * (x - shift)) + height)
     assert sheet.minimum.value == pytest.approx(F_MINIMUM + height, abs=1e-12)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2MoeConfig
 
 from polyloom.core.errors import UserError
 from polyloom.core.registry import load
@@ -165,6 +165,14 @@ def test_advise_reads_a_large_model_without_its_weights(tmp_path: Path) -> None:
     assert hidden * ffn <= 2**18 * 1.1
     assert ffn / hidden == pytest.approx(21824 / 8192, rel=0.05)
     assert tokens == 512
+
+
+def test_advise_refuses_a_mixture_of_experts(tmp_path: Path) -> None:
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = Qwen2MoeConfig(**shape, num_experts=2, num_experts_per_tok=1, shared_expert_intermediate_size=24)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="mixture of experts"):
+        read_blocks(str(tmp_path))
 
 
 def test_advise_refuses_what_is_not_there() -> None:

@@ -238,7 +238,8 @@ def run_memory(config: MemoryConfig, run: Run) -> Result:
         limitations=[
             "Saved bytes count what autograd keeps for backward, not the peak of the whole step, in which weights, "
             "gradients and optimiser state have their share.",
-            "Equality of bits is shown on this machine, on one thread.",
+            "Equality of bits is shown on this machine, on one thread; the model is loaded in float32 for it, and only "
+            "the block is tried in bfloat16 too.",
             "Time ratios hold for this machine and block; wider blocks have relatively cheaper recomputation.",
         ],
     )
