@@ -17,7 +17,7 @@ def find_card(room: str) -> RoomCard | None:
     """Return the card of a room, or None for a name that is not registered."""
     try:
         return registry.card(room)
-    except (UserError, ModuleNotFoundError):
+    except UserError:
         return None
 
 
