@@ -467,6 +467,8 @@ def test_muse_lines():
         (lambda: list(records(WORLD, "matching", ["en"], 1, hardness=7)), "hardness 7"),
         (lambda: list(records(WORLD, "documents", ["en"], 1, missing=2.0)), "between 0 and 1"),
         (lambda: list(records(WORLD, "parse", ["en"], 1, kinds=["dates"])), "dates"),
+        (lambda: list(records(WORLD, "parse", ["en"], 1, kinds=[])), "kinds is empty"),
+        (lambda: list(records(WORLD, "parallel", ["en", "de"], 1, kinds=[])), "kinds is empty"),
         (lambda: export([], "chat", "tsv"), "not exported"),
         (lambda: text_corpus(["en"], 0), "at least 1"),
     ],
@@ -474,6 +476,22 @@ def test_muse_lines():
 def test_bad_input_is_refused_with_a_reason(call, words):
     with pytest.raises(UserError, match=words):
         call()
+
+
+def test_another_cldr_is_warned_of_and_an_old_babel_refused(monkeypatch):
+    from polyloom.data.world import locale_data
+
+    monkeypatch.setattr(locale_data, "versions", lambda: {"babel": "2.19.0", "cldr": "48"})
+    with pytest.warns(UserWarning, match="fingerprint differs"):
+        World(["en"])
+    monkeypatch.setattr(locale_data.babel, "__version__", "2.16.0")
+    with pytest.raises(UserError, match="too old"):
+        World(["en"])
+
+
+def test_native_digits_match_latin_ones():
+    made = list(records(WORLD, "matching", ["hi"], 400, hardness=2))
+    assert any(any("०" <= char <= "९" for char in record["sentence1"] + record["sentence2"]) for record in made)
 
 
 def test_describe():
