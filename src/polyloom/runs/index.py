@@ -137,7 +137,7 @@ def list_runs(root: Path, room: str | None = None, status: str | None = None) ->
 
 
 def find_run(root: Path, run: str) -> Path:
-    """Return the folder of `run`: a run's name under `root`, `last` for the newest (a step of a tour is not meant), or a path.
+    """Return the folder of `run`: a name under `root`, a path, or `last`: the newest that is no step of another run.
 
     Raises:
         UserError: there is none.
