@@ -103,6 +103,19 @@ def test_two_processes_resuming_one_run_are_kept_apart(tmp_path):
         process.communicate()
 
 
+def test_a_report_that_cannot_be_drawn_does_not_undo_the_work(tmp_path, monkeypatch):
+    import polyloom.reports.html
+
+    def broken(result):
+        raise ZeroDivisionError("a defect in a figure")
+
+    monkeypatch.setattr(polyloom.reports.html, "render_html", broken)
+    with pytest.raises(ZeroDivisionError):
+        run_verb("demo.count", {}, runs=tmp_path, name="x")
+    assert read_manifest(tmp_path / "x").status == "done"
+    assert resume(tmp_path / "x").scalars["total"].value == 3
+
+
 def test_every_error_of_a_verb_is_a_polyloom_error_or_a_defect():
     assert issubclass(Stopped, PolyloomError)
     with pytest.raises(UserError, match=r"there is no room 'demi'\. Did you mean 'demo'"):
