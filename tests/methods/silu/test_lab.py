@@ -213,11 +213,12 @@ def test_corruptions_change_what_they_say(digits: lab_tasks.Task) -> None:
     assert covered.sum((0, 2)).tolist() == [55.0] * 4
 
 
-def test_saved_bytes_and_costs() -> None:
-    assert lab_cost.saved_bytes(lab_models.resolve_form("silu").function) == 4.0
-    assert lab_cost.saved_bytes(lambda x: x * torch.sigmoid(x)) == 8.0
-    costs = lab_cost.activation_costs([lab_models.resolve_form("relu")], rounds=1, num_elements=1024)
-    assert costs["relu"]["forward_ns"] > 0
+def test_costs_per_element() -> None:
+    forms = [lab_models.resolve_form(name) for name in ("relu", "silu", "dsilu")]
+    costs = lab_cost.activation_costs(forms, rounds=2, num_elements=1024, repeats=1)
+    assert costs["relu"]["saved_bytes"] == costs["silu"]["saved_bytes"] == 4.0
+    assert costs["dsilu"]["saved_bytes"] > 4.0
+    assert all(value > 0 for cost in costs.values() for value in cost.values())
 
 
 def tiny_plans(monkeypatch: pytest.MonkeyPatch) -> None:
