@@ -8,7 +8,8 @@ from typing import Any
 
 from polyloom.core.errors import UserError
 from polyloom.data.world.frames import Frame, shifted
-from polyloom.data.world.lexicon import NATIVE_DIGITS, Piece, lexicon
+from polyloom.data.world.lexicon import Piece, lexicon
+from polyloom.data.world.locale_data import NATIVE_DIGITS
 from polyloom.data.world.monolingual import any_frame
 from polyloom.data.world.render import line
 from polyloom.data.world.world import Draw, has_sentences
