@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from polyloom.core.errors import MissingExtra, Stopped, UserError
-from polyloom.methods.silu import lab, lab_analysis, lab_cost, lab_models, lab_tasks, lab_training
+from polyloom.methods.silu import lab, lab_analysis, lab_cost, lab_models, lab_result, lab_tasks, lab_training
 from polyloom.methods.silu.config import SiluStudyConfig
 from polyloom.methods.silu.lab_training import Plan
 from polyloom.metrics.survival import median_survival
@@ -196,6 +198,20 @@ def test_equal_seconds_gives_the_slower_form_fewer_steps() -> None:
     assert lab_analysis.value_at_step([0.25, 1.0], [50, 100], 10.0) == 0.25
 
 
+def test_noise_robustness_is_said_only_where_every_task_shows_it() -> None:
+    def study(*words: str) -> Any:
+        items = {f"task{i}": SimpleNamespace(comparison=SimpleNamespace(word=word)) for i, word in enumerate(words)}
+        return SimpleNamespace(
+            tasks=[SimpleNamespace(name=name) for name in items], find=lambda task, metric, form: items[task.name]
+        )
+
+    say = inspect.unwrap(lab_result._say_robustness)
+    assert "is not a property of silu: worse on task0" in say(study("worse", "better"), "silu")[0]
+    assert "is not a property" in say(study("better", "undecided"), "silu")[0]
+    assert "is not shown" in say(study("undecided", "undecided"), "silu")[0]
+    assert "In these tasks it holds" in say(study("better", "better"), "silu")[0]
+
+
 def test_area_under_the_noise_curve_by_hand() -> None:
     area = lab_tasks.area_under_curve((0.0, 0.1, 0.5), [[1.0, 0.5], [0.8, 0.5], [0.4, 0.5]])
     assert area == pytest.approx([(0.1 * 0.9 + 0.4 * 0.6) / 0.5, 0.5])
@@ -238,6 +254,7 @@ def test_study_of_two_tasks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     words = {row[-1] for row in result.tables["digits_comparisons"].rows}
     assert words <= {"better", "worse", "no difference larger than the margin", "undecided"}
     assert any("with 6 seeds the smallest detectable difference is" in verdict for verdict in result.verdicts)
+    assert any("so few seeds can call no difference better or worse" in verdict for verdict in result.verdicts)
     assert any("oise robustness" in verdict for verdict in result.verdicts)
     assert {"at equal seconds" in row[1] for row in result.tables["digits_comparisons"].rows} == {True, False}
     assert len(result.tables["cost"].rows) == 4

@@ -220,10 +220,10 @@ def _power(study: Study) -> Table:
             if found:
                 widest = max(found, key=lambda c: c.sd)
                 row = [task.name, metric, widest.num_pairs, widest.sd, widest.minimum_detectable, widest.margin]
-                rows.append([*row, smallest_possible_p(widest.num_pairs) * study.num_tests])
+                rows.append([*row, smallest_possible_p(widest.num_pairs)])
     columns = [
         *("task", "metric", "seeds", "largest paired sd", "smallest detectable difference", "margin"),
-        "smallest possible p, corrected",
+        "smallest possible p",
     ]
     return Table(columns=columns, rows=rows, title="What so many seeds can find (80 % power, 5 % level, one test)")
 
@@ -408,13 +408,25 @@ def _say_power(study: Study, task: Task) -> list[str]:
     num_pairs = widest.comparison.num_pairs
     amount = _amount(widest.comparison.minimum_detectable, widest.unit, False)
     sentence = f"{task.name}: with {num_pairs} seeds the smallest detectable difference is {amount}"
-    if smallest_possible_p(num_pairs) * study.num_tests > 0.05:
+    if _too_few_to_decide(study, task, num_pairs):
         sentence += (
             f"; so few seeds can call no difference better or worse among {study.num_tests} tests, "
             f"as their smallest p is {smallest_possible_p(num_pairs):.2g}"
         )
         sentence += ". Use --profile full or --num-seeds" if study.profile == "quick" else ". Use --num-seeds"
     return [f"{sentence}."]
+
+
+def _too_few_to_decide(study: Study, task: Task, num_pairs: int) -> bool:
+    """Say whether even the smallest p of so many pairs, corrected, stays above 5 % in this report.
+
+    Holm multiplies a p by the number of tests that have none smaller.
+    """
+    if any(t.comparison.word in ("better", "worse") for t in study.tested if t.task == task.name):
+        return False
+    smallest = smallest_possible_p(num_pairs)
+    passed = sum(t.comparison.p < smallest for t in study.tested)
+    return smallest * (study.num_tests - passed) > 0.05
 
 
 def limitations(study: Study) -> list[str]:
