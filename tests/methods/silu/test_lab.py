@@ -291,7 +291,7 @@ def test_absent_scikit_learn_skips_the_task_and_is_said(run: Run, monkeypatch: p
 
     monkeypatch.setattr(lab, "digits_task", absent)
     result = lab.run_study(SiluStudyConfig(tasks=["digits", "text"], activations=["silu"]), run)
-    assert "scikit-learn is not installed" in result.verdicts[0]
+    assert "scikit-learn is not installed" in result.limitations[0]
     assert "text_silu_difference" in result.scalars
     with pytest.raises(UserError, match="no task is left"):
         lab.run_study(SiluStudyConfig(tasks=["digits"]), run)
@@ -307,7 +307,7 @@ def test_an_activation_that_always_diverges_is_left_out(run: Run, monkeypatch: p
 
     monkeypatch.setattr(lab, "run_unit", diverge)
     result = lab.run_study(SiluStudyConfig(tasks=["text"], activations=["silu", "gelu"]), run)
-    assert result.verdicts[0] == "text: every learning rate diverged for gelu; it is left out."
+    assert result.limitations[0] == "text: every learning rate diverged for gelu; it is left out."
     assert "text_gelu_difference" not in result.scalars
 
 

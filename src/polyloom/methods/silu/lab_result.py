@@ -333,17 +333,36 @@ def _difference_bars(study: Study) -> dict[str, Series]:
 
 
 def verdicts(study: Study) -> list[str]:
-    """Return the sentences that the rules give."""
-    sentences = []
+    """Return the sentences that the rules give: the answer first, then a sentence a subject."""
+    decided = [
+        _say(item, study.plans[task.name].forms[0])
+        for task in study.tasks
+        for form in study.plans[task.name].forms[1:]
+        if (item := study.find(task, task.primary, form)) and item.comparison.word != "undecided"
+    ]
+    forms = dict.fromkeys(form for plan in study.plans.values() for form in plan.forms[1:])
+    robustness = " ".join(sentence for form in forms for sentence in _say_robustness(study, form))
+    convergence = " ".join(_say_convergence(c) for c in study.convergence if c.p is not None and c.p <= 0.05)
+    power = " ".join(sentence for task in study.tasks for sentence in _say_power(study, task))
+    checks = " ".join(_say_checks(study))
+    return [_headline(study), *(s for s in (" ".join(decided), robustness, convergence, power, checks) if s)]
+
+
+def _headline(study: Study) -> str:
+    """Answer the room's question in one sentence: which activations came out how against the baseline, and where."""
+    words: dict[str, list[str]] = {}
     for task in study.tasks:
         for form in study.plans[task.name].forms[1:]:
-            item = study.find(task, task.primary, form)
-            if item:
-                sentences.append(_say(item, study.plans[task.name].forms[0]))
-    for form in dict.fromkeys(form for plan in study.plans.values() for form in plan.forms[1:]):
-        sentences += _say_robustness(study, form)
-    sentences += [_say_convergence(c) for c in study.convergence if c.p is not None and c.p <= 0.05]
-    sentences += [sentence for task in study.tasks for sentence in _say_power(study, task)]
+            if item := study.find(task, task.primary, form):
+                words.setdefault(item.comparison.word, []).append(f"{form} on {task.name}")
+    baselines = ", ".join(dict.fromkeys(plan.forms[0] for plan in study.plans.values()))
+    told = "; ".join(f"{word}: {', '.join(names)}" for word, names in sorted(words.items()))
+    return f"Against {baselines}, {told}." if told else "Nothing could be compared; see the limitations."
+
+
+def _say_checks(study: Study) -> list[str]:
+    """Say how the lab itself was checked: on a planted null, and against a plain loop over the seeds."""
+    sentences = []
     if study.calibration:
         rates, difference = study.calibration.rates, study.calibration.largest_difference
         sentences.append(
@@ -356,7 +375,7 @@ def verdicts(study: Study) -> list[str]:
             f"Training the seeds together is {study.speedup['speedup']:.1f} times as fast as a loop over seeds in "
             f"plain PyTorch; parameters differ by at most {study.speedup['max_difference']:.1g}."
         )
-    return [*study.notes, *sentences]
+    return sentences
 
 
 def _amount(value: float, unit: str, sign: bool = True) -> str:
@@ -432,6 +451,7 @@ def _too_few_to_decide(study: Study, task: Task, num_pairs: int) -> bool:
 def limitations(study: Study) -> list[str]:
     """Return what the report must not be taken for."""
     found = [
+        *study.notes,
         "The models are small (3 to 70 thousand parameters) and train for seconds; large models may order otherwise."
         if study.embedded
         else "The runs are short; longer training may order otherwise.",
