@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def test_another_field(tmp_path: Path) -> None:
         ("[]", "a.jsonl:2: has no text under 'text'"),
         ('{"txt": "x"}', "a.jsonl:2: has no text under 'text'"),
         ('{"text": 3}', "a.jsonl:2: has no text under 'text'"),
+        (r'{"text": "a\ud83d"}', "a.jsonl:2: holds half of a surrogate pair"),
         ('{"text": "x", "language": 3}', "a.jsonl:2: its language is no code"),
     ],
 )
@@ -65,6 +67,14 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line)
     with pytest.raises(UserError, match=message):
         read_documents([tmp_path / "a.jsonl"])
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1).filter(lambda t: any(map(str.strip, t))))
+def test_json_lines_come_back(texts: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "a.jsonl"
+        file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+        assert [d.text for d in read_documents([file])] == [text for text in texts if text.strip()]
 
 
 @pytest.mark.parametrize(("tag", "language"), [("fr", "fr"), ("de-1996", "de"), ("zh-Hans", "zh-Hans")])

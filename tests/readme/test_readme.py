@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from polyloom.core.config import dump_config, load_config, read_yaml
 from polyloom.core.errors import UserError
 from polyloom.core.registry import card, load, rooms
 from polyloom.data.world.templates import LANGUAGES
+from tests.conftest import CliResult
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh.md")
@@ -49,19 +52,11 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def run_block(block: str, folder: Path) -> list[subprocess.CompletedProcess[str]]:
-    """Run a block's commands one after another, as a user would."""
-    done = []
-    for line in commands(block):
-        program, *arguments = shlex.split(line)
-        assert program == "polyloom", line
-        call = [sys.executable, "-m", "polyloom", *arguments]
-        result = subprocess.run(
-            call, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=1500, check=False
-        )
-        assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
-        done.append(result)
-    return done
+def arguments(line: str) -> list[str]:
+    """Return the words after `polyloom`."""
+    program, *words = shlex.split(line)
+    assert program == "polyloom", line
+    return words
 
 
 def test_both_readmes_name_the_same_commands_and_code() -> None:
@@ -81,9 +76,13 @@ def test_the_first_screen_holds_picture_and_two_commands() -> None:
         assert text[: text.index("make test")].count("\n") < 25
 
 
-def test_quick_commands_of_the_readme_run(tmp_path: Path) -> None:
-    results = run_block(blocks("README.md", "bash")[0], tmp_path)
-    assert '"schema_version": 1' in results[2].stdout
+def test_quick_commands_of_the_readme_run(
+    cli: Callable[..., CliResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    results = [cli(*arguments(line)) for line in commands(blocks("README.md", "bash")[0])]
+    assert [(result.exit_code, result.stderr) for result in results if result.exit_code] == []
+    assert json.loads(results[2].stdout)["schema_version"] == 1
     runs = sorted(path.parent for path in (tmp_path / "runs").glob("*/result.json"))
     assert len(runs) == 3
     assert all((run / "report.html").exists() for run in runs)
@@ -91,12 +90,14 @@ def test_quick_commands_of_the_readme_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_slow_commands_of_the_readme_run(tmp_path: Path) -> None:
-    block = blocks("README.md", "bash")[1]
-    run_block(block, tmp_path)
-    # The tour's own steps may be runs too, so at least one run for each command.
-    reports = list((tmp_path / "runs").glob("*/report.html"))
-    assert len(reports) >= len(commands(block))
+@pytest.mark.parametrize("line", commands(blocks("README.md", "bash")[1]))
+def test_slow_command_of_the_readme_runs(line: str, tmp_path: Path) -> None:
+    call = [sys.executable, "-m", "polyloom", *arguments(line)]
+    done = subprocess.run(
+        call, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=1700, check=False
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    assert list((tmp_path / "runs").glob("*/report.html"))
 
 
 def test_python_example_prints_the_minimum_and_the_lipschitz_constant(tmp_path: Path) -> None:

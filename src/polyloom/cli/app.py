@@ -13,8 +13,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from polyloom import __version__
-from polyloom.core.config import Config, load_config
 from polyloom.core import registry
+from polyloom.core.config import Config, load_config
 from polyloom.core.registry import RoomCard, Verb, card
 from polyloom.core.result import Result
 

@@ -41,7 +41,7 @@ def sample(
     Args:
         size: number of records.
         seed: the seed of the data.
-        split: train, validation or test.
+        split: train, valid or test.
     """
     for record in _records(task, languages, seed, size, split):
         sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -65,7 +65,7 @@ def export(
         output: the file to write.
         size: number of records.
         seed: the seed of the data.
-        split: train, validation or test.
+        split: train, valid or test.
         format: jsonl, or a public format of the task (tsv, conllu, iob2, muse, ...).
     """
     from polyloom.data import world

@@ -143,6 +143,9 @@ def _read_json_lines(file: Path, text: str, field: str) -> list[Document]:
         value = row.get(field) if isinstance(row, dict) else None
         if not isinstance(value, str):
             raise UserError(f"has no text under {field!r}.", where=where, hint="Each line is an object with that key.")
+        # JSON can spell half a character (\ud800), which no encoding can write again.
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise UserError("holds half of a surrogate pair.", where=where, hint="Write the whole character.")
         language = row.get("language", row.get("lang", UNKNOWN))
         if not isinstance(language, str):
             raise UserError("its language is no code.", where=where)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from polyloom.generation.fake_server import FakeServer as FakeServer
     from polyloom.generation.local import LocalChat as LocalChat
     from polyloom.generation.sampling import Decoding as Decoding
+    from polyloom.generation.scoring import score_continuations as score_continuations
     from polyloom.generation.server import ServerChat as ServerChat
 
 _MODULES = {
@@ -37,6 +38,7 @@ _MODULES = {
     "FakeServer": "fake_server",
     "LocalChat": "local",
     "Decoding": "sampling",
+    "score_continuations": "scoring",
     "ServerChat": "server",
 }
 

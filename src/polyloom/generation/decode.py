@@ -21,10 +21,12 @@ from polyloom.core.errors import UserError
 from polyloom.generation.cache import keep_rows, new_cache
 from polyloom.generation.sampling import Decoding as Decoding
 from polyloom.generation.sampling import TokenChooser
+from polyloom.generation.steps import Steps, all_kept, supports_steps
 from polyloom.generation.text import TextStream, decode_tokens
 
 FinishReason = Literal["eos", "stop", "length"]
 RESERVED_TOKENS = 256
+MIN_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Decoded:
 
     Attributes:
         tokens: the new tokens, with the end token or the token that completed a stop text as the last.
-        text: their text without special tokens, cut before a stop text; empty without a tokenizer.
+        text: their text without the end token and special tokens, cut before a stop text; empty without a tokenizer.
         finish_reason: an end token came, a stop text came, or the budget was used up.
         logprobs: log-probability of each token under the model (temperature 1), if asked for.
     """
@@ -286,11 +288,20 @@ def _run(
     before_step: Callable[[], None] | None,
 ) -> None:
     takes_positions = "position_ids" in _parameters(model)
+    budget = max(row.settings.max_new_tokens for row in batch.rows)
+    can_step = budget > MIN_STEPS and supports_steps(model) and all_kept(batch.cache)
+    steps = Steps(model, batch.length + budget) if can_step else None
     _drop_finished(batch, [row.settings.max_new_tokens > 0 for row in batch.rows])
+    first = True
     while batch.rows:
         if before_step is not None:
             before_step()
-        logits = _forward(model, batch, takes_positions)
+        if steps is None or first:
+            logits = _forward(model, batch, takes_positions)
+        else:
+            mask = batch.mask[:, : batch.length] if batch.padded else None
+            logits = steps(batch.inputs, batch.positions, mask, batch.cache)
+        first = False
         tokens = batch.chooser.choose(logits)
         chosen = tokens.tolist()
         if any(row.settings.logprobs for row in batch.rows):
@@ -346,6 +357,6 @@ def _finished(
             row.finish_reason = "stop"
         text = row.stream.text
     elif tokenizer is not None:
-        text = decode_tokens(tokenizer, row.tokens)
+        text = decode_tokens(tokenizer, row.tokens[:-1] if row.finish_reason == "eos" else row.tokens)
     logprobs = tuple(row.logprobs) if row.settings.logprobs else None
     return Decoded(tuple(row.tokens), text, row.finish_reason, logprobs)

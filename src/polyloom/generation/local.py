@@ -17,6 +17,7 @@ from polyloom.core.seeding import derive_seed
 from polyloom.generation.chat import Account, ChatReply, ChatRequest, Message, Progress, Usage, gather_replies
 from polyloom.generation.decode import Decoded, decode, max_positions
 from polyloom.generation.sampling import Decoding
+from polyloom.models.tokenizers import encode
 
 GATHER_SECONDS = 0.005
 PLAIN_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
@@ -113,9 +114,9 @@ class LocalChat:
         turns = request.messages[:-1] if request.messages[-1].role == "assistant" else request.messages
         if self.model.config.is_encoder_decoder:
             source = "\n".join(turn.content for turn in turns)
-            return list(self.tokenizer(source)["input_ids"]), self._plain_tokens(request.prefill)
+            return list(self.tokenizer(source, verbose=False)["input_ids"]), encode(self.tokenizer, request.prefill)
         if self.tokenizer.chat_template is None:
-            tokens = list(self.tokenizer(plain_text(request.messages))["input_ids"])
+            tokens = list(self.tokenizer(plain_text(request.messages), verbose=False)["input_ids"])
             ends_itself = len(tokens) > 1 and tokens[-1] == self.tokenizer.eos_token_id
             return (tokens[:-1] if ends_itself else tokens), []
         conversation = [{"role": turn.role, "content": turn.content} for turn in turns]
@@ -123,10 +124,9 @@ class LocalChat:
             text = self.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
             raise UserError(f"the chat template refuses the conversation: {error}", where=self.name) from error
-        return self._plain_tokens(str(text)) + self._plain_tokens(request.prefill), []
-
-    def _plain_tokens(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+        # The template writes the special tokens itself.
+        tokens = list(self.tokenizer(str(text), add_special_tokens=False, verbose=False)["input_ids"])
+        return tokens + encode(self.tokenizer, request.prefill), []
 
     def _uses_plain_form(self) -> bool:
         return self.tokenizer.chat_template is None and not self.model.config.is_encoder_decoder

@@ -55,7 +55,7 @@ def kept_distribution(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p:
         logits: [rows, vocabulary], float32.
         temperature: [rows], above 0.
         top_k: [rows], int64; 0 keeps all.
-        top_p: [rows], in (0, 1].
+        top_p: [rows], in (0, 1]; the sums are done in its dtype.
 
     Returns:
         Probabilities [rows, vocabulary] in falling order, not renormalised and 0 where cut, and the token of each.
@@ -65,9 +65,10 @@ def kept_distribution(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p:
     scaled, tokens = (shifted / temperature[:, None]).sort(dim=-1, descending=True, stable=True)
     ranks = torch.arange(logits.shape[-1], device=logits.device)
     limit = torch.where(top_k > 0, top_k, logits.shape[-1])
-    probabilities = scaled.masked_fill(ranks >= limit[:, None], float("-inf")).double().softmax(dim=-1)
+    wide = top_p.dtype
+    probabilities = scaled.masked_fill(ranks >= limit[:, None], float("-inf")).to(wide).softmax(dim=-1)
     mass_before = probabilities.cumsum(dim=-1) - probabilities
-    kept = (mass_before < top_p[:, None].double()) | (ranks == 0)
+    kept = (mass_before < top_p[:, None]) | (ranks == 0)
     return probabilities * kept, tokens
 
 
@@ -91,7 +92,9 @@ class TokenChooser:
         self.greedy = torch.tensor([one.temperature == 0 for one in settings], device=device)
         self.temperature = torch.tensor([one.temperature or 1.0 for one in settings], device=device)
         self.top_k = torch.tensor([one.top_k for one in settings], dtype=torch.int64, device=device)
-        self.top_p = torch.tensor([one.top_p for one in settings], dtype=torch.float64, device=device)
+        # Apple's GPUs have no 64-bit floats.
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        self.top_p = torch.tensor([one.top_p for one in settings], dtype=wide, device=device)
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Drop every row that is not in `rows`."""
@@ -120,7 +123,7 @@ class TokenChooser:
             return tokens
         probabilities, order = kept_distribution(logits, self.temperature, self.top_k, self.top_p)
         cumulative = probabilities.cumsum(dim=-1)
-        target = self._draw().to(logits.device)[:, None] * cumulative[:, -1:]
+        target = self._draw().to(cumulative.dtype).to(logits.device)[:, None] * cumulative[:, -1:]
         # The kept tokens come first, so a rounded-up target must not fall behind the last of them.
         last_kept = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
         rank = torch.searchsorted(cumulative, target, right=True).minimum(last_kept)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -245,14 +246,18 @@ def power(difference: float, sd: float, num_pairs: int, alpha: float = 0.05) -> 
 
 def minimum_detectable_difference(sd: float, num_pairs: int, *, alpha: float = 0.05, target: float = 0.8) -> float:
     """Return the smallest true difference that `num_pairs` pairs find with power `target`."""
-    if sd == 0.0:
-        return 0.0
-    low, high = 0.0, sd
-    while power(high, sd, num_pairs, alpha) < target:
+    return sd * _detectable_effect(num_pairs, alpha, target) if sd else 0.0
+
+
+@lru_cache(maxsize=1024)
+def _detectable_effect(num_pairs: int, alpha: float, target: float) -> float:
+    """Return the detectable difference in units of its standard deviation, by bisection."""
+    low, high = 0.0, 1.0
+    while power(high, 1.0, num_pairs, alpha) < target:
         high *= 2.0
-    for _ in range(60):
+    for _ in range(50):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if power(middle, sd, num_pairs, alpha) < target else (low, middle)
+        low, high = (middle, high) if power(middle, 1.0, num_pairs, alpha) < target else (low, middle)
     return high
 
 

@@ -259,8 +259,9 @@ def _import_user_module(module_name: str, where: str) -> ModuleType:
 
 def probe_points(limit: float = PROBE_LIMIT, num_points: int = 2001, dtype: torch.dtype = torch.float64) -> Tensor:
     """Return ascending points of [-limit, limit], dense near 0 and symmetric, with 0 and both ends among them."""
-    t = torch.linspace(-1, 1, num_points | 1, dtype=torch.float64)
-    return (limit * torch.sinh(12 * t) / torch.sinh(torch.tensor(12.0, dtype=torch.float64))).to(dtype)
+    steep = torch.sinh(torch.linspace(0, 12, num_points // 2 + 1, dtype=torch.float64))
+    right = steep / steep[-1] * limit
+    return torch.cat([-right[1:].flip(0), right]).to(dtype)
 
 
 def check_activation(function: Callable[[Tensor], Any], name: str) -> None:

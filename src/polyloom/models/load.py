@@ -60,7 +60,7 @@ def load_model(
     auto = getattr(transformers, CLASSES[kind])
     try:
         # Weights that a checkpoint lacks (an encoder's pooler) are drawn by the library: they too must repeat.
-        with torch.random.fork_rng(devices=[]), _no_bars():
+        with torch.random.fork_rng(devices=[]), _quiet():
             torch.manual_seed(0)
             model, info = auto.from_pretrained(
                 str(local or source),
@@ -158,7 +158,7 @@ def save_model(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokeni
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
-            with _no_bars():
+            with _quiet():
                 model.save_pretrained(temporary)
             if tokenizer is not None:
                 tokenizer.save_pretrained(temporary)
@@ -185,13 +185,15 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
-    """Keep the library's own progress bars off the terminal: a run draws its own."""
-    shown = logging.is_progress_bar_enabled()
+def _quiet() -> Iterator[None]:
+    """Keep the library's progress bars and reports off the terminal: what matters of them is raised."""
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 

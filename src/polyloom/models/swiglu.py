@@ -250,8 +250,9 @@ def swiglu_down(gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None = 
         rowwise: declare tensor parallelism by rows: gate and up are sharded over ffn and weight over its columns.
 
     Returns:
-        y, [..., hidden], in the bits of `F.linear(F.silu(gate) * up, weight, bias)`; gradients too. With `rowwise` a
-        replicated DTensor.
+        y, [..., hidden], in the bits of `F.linear(F.silu(gate) * up, weight, bias)`; gradients too (for a transposed
+        weight or gate torch orders the sums otherwise, and they agree to rounding). With `rowwise` a replicated
+        DTensor.
 
     Raises:
         UserError: shapes differ, integer tensors, or a sharded weight without `rowwise`.

@@ -103,7 +103,7 @@ def _num_workers() -> int:
 
 
 def _gather(run: Run, base: Result, cards: list[RoomCard], errors: dict[str, str]) -> Result:
-    """Put the base's figures and every room's verdicts into one result."""
+    """Put the base's figures and every room's first verdict, its headline, into one result."""
     scalars: dict[str, Scalar] = dict(base.scalars)
     tables: dict[str, Table] = dict(base.tables)
     series: dict[str, Series] = dict(base.series)
@@ -116,8 +116,9 @@ def _gather(run: Run, base: Result, cards: list[RoomCard], errors: dict[str, str
             verdicts.append(f"{card.name} failed: {errors[card.name]}")
             continue
         result = read_result(run.path.parent / step / "result.json")
-        rows.append([card.name, step, "done", " ".join(result.verdicts)])
-        verdicts += [f"{card.name}: {verdict}" for verdict in result.verdicts]
+        headline = next(iter(result.verdicts), "no verdict")
+        rows.append([card.name, step, "done", headline])
+        verdicts.append(f"{card.name}: {headline}")
         limitations += [line for line in result.limitations if line not in limitations]
     tables["steps"] = Table(columns=["room", "run", "status", "verdict"], rows=rows, title="Steps of the tour")
     scalars["num_steps"] = Scalar(value=len(cards))

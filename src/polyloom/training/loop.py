@@ -222,7 +222,7 @@ def _judge(values: Mapping[str, float], state: TrainState, config: TrainConfig, 
     """Log an evaluation and count how long the first of its values has not improved."""
     log(step=state.step, **values)
     value = next(iter(values.values()))
-    if state.best is None or value < state.best:
+    if math.isfinite(value) and (state.best is None or value < state.best):
         state.best, state.best_step, state.num_worse = value, state.step, 0
     else:
         state.num_worse += 1

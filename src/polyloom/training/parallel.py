@@ -29,7 +29,7 @@ class World:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum of `tensor` over all processes."""
+        """Replace `tensor` by its sum over all processes, and return it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor

@@ -3,7 +3,7 @@
 Public names (imported on first use, so that reading the card needs no torch):
 
 - `facts`, `FactSheet`: the fact sheet of any activation, from a name or from your own function.
-- `silu_minimum`, `silu_derivative`, `silu_second_derivative`, `swish_beta_derivative`: the closed forms of SiLU.
+- `silu_minimum`, `silu_lipschitz`, `silu_derivative`, `silu_second_derivative`, `swish_beta_derivative`: closed forms.
 - `gaussian_moments`, `init_gain`, `variance_map`, `mean_field`, `edge_of_chaos`, `depth_scale`: signal propagation.
 - `half_precision_error`: the error over all 65,536 patterns of a half type.
 - `resolve_activation`, `ACTIVATIONS`: the registry of activations.
@@ -19,20 +19,20 @@ from polyloom.core.registry import Equation, Paper, RoomCard, TourStep, Verb
 
 if TYPE_CHECKING:
     from polyloom.methods.silu.method import (
-        FactSheet,
         depth_scale,
         edge_of_chaos,
-        facts,
         gaussian_moments,
         half_precision_error,
         init_gain,
         mean_field,
         silu_derivative,
+        silu_lipschitz,
         silu_minimum,
         silu_second_derivative,
         swish_beta_derivative,
         variance_map,
     )
+    from polyloom.methods.silu.sheet import FactSheet, facts
     from polyloom.models.activations import ACTIVATIONS, resolve_activation
     from polyloom.models.patching import patch_mlp, unpatch_mlp
     from polyloom.models.swiglu import saved_units, swiglu_down, swiglu_product
@@ -52,6 +52,7 @@ __all__ = [
     "resolve_activation",
     "saved_units",
     "silu_derivative",
+    "silu_lipschitz",
     "silu_minimum",
     "silu_second_derivative",
     "swiglu_down",
@@ -62,9 +63,11 @@ __all__ = [
 ]
 
 _METHOD = "polyloom.methods.silu.method"
+_SHEET = "polyloom.methods.silu.sheet"
 _ACTIVATIONS = "polyloom.models.activations"
 _SWIGLU = "polyloom.models.swiglu"
 _HOME = {
+    **dict.fromkeys(("FactSheet", "facts"), _SHEET),
     **dict.fromkeys(("ACTIVATIONS", "resolve_activation"), _ACTIVATIONS),
     **dict.fromkeys(("saved_units", "swiglu_down", "swiglu_product"), _SWIGLU),
     **dict.fromkeys(("patch_mlp", "unpatch_mlp"), "polyloom.models.patching"),
@@ -127,7 +130,7 @@ CARD = RoomCard(
         Equation("x* = -(1 + W(1/e)), f(x*) = 1 + x*", "the minimum, by Lambert's W", f"{_METHOD}:silu_minimum"),
         Equation("f_beta = x sigmoid(beta x)", "Swish with a beta that can be learned", f"{_ACTIVATIONS}:swish"),
         Equation("df_beta/dbeta = x^2 s (1 - s)", "gradient of Swish in beta", f"{_METHOD}:swish_beta_derivative"),
-        Equation("L = max |f'|, max |f''|", "Lipschitz constants of f and f'", f"{_METHOD}:facts"),
+        Equation("L = max |f'|, max |f''|", "Lipschitz constants of f and f'", f"{_SHEET}:facts"),
         Equation("E f, E f^2, E f'^2 for x ~ N(0, 1)", "moments by Gauss-Hermite", f"{_METHOD}:gaussian_moments"),
         Equation("1 / sqrt(E f^2)", "gain that keeps the second moment at x ~ N(0, 1)", f"{_METHOD}:init_gain"),
         Equation("V(q) = sigma_w^2 E f(sqrt(q) z)^2 + sigma_b^2", "mean-field variance map", f"{_METHOD}:variance_map"),

@@ -15,6 +15,7 @@ from polyloom.models.tiny import build_tiny
 
 MEASURED_WEIGHTS = 2**18
 MEASURED_TOKENS = 512
+EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def read_blocks(source: str) -> Blocks:
         The sizes, from the model built without memory on the meta device.
 
     Raises:
-        UserError: no configuration, no gated block, another activation than SiLU.
+        UserError: no configuration, no gated block, another activation than SiLU, or a mixture of experts.
     """
     model = build_tiny("llama-4x128", 512) if source == "tiny" else _meta_model(source)
     blocks = gated_blocks(model)
@@ -61,6 +62,7 @@ def read_blocks(source: str) -> Blocks:
         raise UserError("has no gated block.", where=source, hint="Forms A and B serve gated SiLU blocks only.")
     for name, block in blocks.items():
         require_silu(name, block)
+    _refuse_experts(source, model)
     sizes = [_sizes(block) for block in blocks.values()]
     declared = model.config.dtype
     dtype = declared if isinstance(declared, torch.dtype) else torch.float32
@@ -79,6 +81,16 @@ def _meta_model(source: str) -> transformers.PreTrainedModel:
         reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise UserError(f"is no causal model: {reason}.", where=source, hint="Check the path or the name.") from error
     return model
+
+
+def _refuse_experts(source: str, model: transformers.PreTrainedModel) -> None:
+    values = model.config.to_dict()
+    if any(values.get(key) for key in EXPERT_KEYS):
+        raise UserError(
+            "is a mixture of experts: how many tokens each block sees depends on the router.",
+            where=source,
+            hint="Measure it with patch_mlp and saved_bytes on a batch of yours.",
+        )
 
 
 def _sizes(block: nn.Module) -> tuple[int, int]:

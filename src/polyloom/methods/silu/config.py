@@ -42,10 +42,10 @@ class SiluStudyConfig(StudyConfig):
     tasks: list[Literal["digits", "shapes", "text"]] = Field(
         ["digits", "shapes", "text"], description="Embedded tasks to run: digits, shapes, text."
     )
-    activations: list[str] = Field(
-        ["relu", "silu", "gelu", "tanh"],
+    activations: list[str] | None = Field(
+        None,
         min_length=1,
-        description="Activations to compare: names of the registry, or your own as module:function.",
+        description="Activations to compare: registry names, swiglu, reglu, geglu, module:function. [default: by task]",
     )
     baseline: str = Field("relu", description="The activation that the others are compared with.")
     num_seeds: int | None = Field(None, ge=2, description="Paired test seeds of every task. [default: by profile]")

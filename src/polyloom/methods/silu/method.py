@@ -128,6 +128,12 @@ def _legendre(num_nodes: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(nodes), torch.from_numpy(weights)
 
 
+@cache
+def _hermite(num_nodes: int) -> tuple[Tensor, Tensor]:
+    nodes, weights = numpy.polynomial.hermite_e.hermegauss(num_nodes)
+    return torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
+
+
 def gauss_hermite(num_nodes: int = 128) -> tuple[Float[Tensor, " nodes"], Float[Tensor, " nodes"]]:
     """Return nodes z and weights w with E g(z) = sum w g(z) for z ~ N(0, 1).
 
@@ -142,8 +148,7 @@ def gauss_hermite(num_nodes: int = 128) -> tuple[Float[Tensor, " nodes"], Float[
     """
     if not 1 <= num_nodes <= 180:
         raise UserError(f"Gauss-Hermite takes 1 to 180 nodes here, not {num_nodes}.")
-    nodes, weights = numpy.polynomial.hermite_e.hermegauss(num_nodes)
-    return torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
+    return _hermite(num_nodes)
 
 
 def normal_quadrature(breaks: Sequence[float] = ()) -> tuple[Float[Tensor, " nodes"], Float[Tensor, " nodes"]]:

@@ -40,7 +40,10 @@ class Extremum:
 
 @dataclass(frozen=True)
 class FactSheet:
-    """What `facts` finds. Constants are good to 1e-12; `Extremum` says what None means."""
+    """What `facts` finds. Constants are good to 1e-12; `Extremum` says what None means.
+
+    `jumps` are of f, `kinks` of f', and `breaks` of f, f' or f'': there quadrature has to be split.
+    """
 
     minimum: Extremum
     maximum: Extremum
@@ -53,6 +56,7 @@ class FactSheet:
     zeros: tuple[float, ...]
     jumps: tuple[float, ...]
     kinks: tuple[float, ...]
+    breaks: tuple[float, ...]
     is_monotone: bool
     moments: Moments
     saved_tensors: float
@@ -83,19 +87,20 @@ def facts(activation: str | Function) -> FactSheet:
     derivative_minimum = find_minimum(first, second, grid)
     derivative_maximum = _negated(find_minimum(_negative(first), _negative(second), grid))
     below, above = derivative_minimum.value, derivative_maximum.value
-    breaks = (*jumps, *kinks)
+    breaks = _merge(sorted({*jumps, *kinks, *find_jumps(second, grid)}))
     return FactSheet(
         minimum=find_minimum(f, first, grid),
         maximum=_negated(find_minimum(_negative(f), _negative(first), grid)),
         derivative_minimum=derivative_minimum,
         derivative_maximum=derivative_maximum,
         lipschitz_constant=None if jumps or below is None or above is None else max(-below, above),
-        derivative_lipschitz_constant=None if breaks else _largest(second, grid),
+        derivative_lipschitz_constant=None if jumps or kinks else _largest(second, grid),
         limit_left=limit(f, -1),
         limit_right=limit(f, 1),
         zeros=find_zeros(f, grid),
         jumps=jumps,
         kinks=kinks,
+        breaks=breaks,
         is_monotone=(below is not None and below >= 0) or (above is not None and above <= 0),
         moments=gaussian_moments(f, breaks=breaks),
         saved_tensors=saved_tensors(f),
