@@ -57,7 +57,9 @@ def _spanish() -> dict[str, int]:
     words = {word: value for value, word in enumerate(small)} | {"veinte": 20, "veintiún": 21}
     units = "veintiuno veintidós veintitrés veinticuatro veinticinco veintiséis veintisiete veintiocho veintinueve"
     words |= {word: 21 + place for place, word in enumerate(units.split())}
-    tens = dict(zip(range(30, 100, 10), "treinta cuarenta cincuenta sesenta setenta ochenta noventa".split(), strict=True))
+    tens = dict(
+        zip(range(30, 100, 10), ["treinta", "cuarenta", "cincuenta", "sesenta", "setenta", "ochenta", "noventa"], strict=True)
+    )
     for ten, name in tens.items():
         words[name] = ten
         words |= {f"{name} y {small[unit]}": ten + unit for unit in range(1, 10)}
@@ -90,7 +92,9 @@ _DIGITS = {c: v for v, c in enumerate("〇一二三四五六七八九")} | {"零
 _UNITS = {"十": 10, "百": 100, "千": 1000}
 _HAN = regex.compile("[" + "".join(_DIGITS) + "".join(_UNITS) + "]+")
 # A numeral character inside a common word ("一起", "十分", "统一") is no number.
-_HAN_WORDS = regex.compile("一起|一致|一定|一样|一般|一些|一直|一下|统一|唯一|万一|第一|一緒|一人|一度|一番|一方|十分|同一|每一|任何一")
+_HAN_WORDS = regex.compile(
+    "一起|一致|一定|一样|一般|一些|一直|一下|统一|唯一|万一|第一|一緒|一人|一度|一番|一方|十分|同一|每一|任何一"
+)
 
 
 def read_han(numeral: str) -> int:

@@ -131,7 +131,8 @@ _NO_LIMIT = regex.compile(
     regex.I,
 )
 _TOTAL = regex.compile(
-    r"(?:in total|total of|altogether|combined|insgesamt|gesamt|au total|en total|total|合計|全体|总共|总计|共计|一共)", regex.I
+    r"(?:in total|total of|altogether|combined|insgesamt|gesamt|au total|en total|total|合計|全体|总共|总计|共计|一共)",
+    regex.I,
 )
 _EACH = regex.compile(
     r"(?:each|per (?:person|agent|head|fisherman|farmer|\w+er)|apiece|pro kopf|pro person|jede|jeder|chacun|par personne|"
@@ -161,7 +162,9 @@ def agreed_limit(text: str) -> int | None:
     from_json = _json_number(cleaned)
     if from_json is not None:
         return int(from_json) if from_json >= 0 else None
-    clauses = [clause for clause in regex.split(r"[;。；\n]|[.,](?=\s|$)|、|，|\(|\)", to_digits(tail)) if _numbers(clause)]
+    clauses = [
+        clause for clause in regex.split(r"[;。；\n]|[.,](?=\s|$)|、|，|\(|\)", to_digits(tail)) if _numbers(clause)
+    ]
     each = [clause for clause in clauses if _EACH.search(clause)]
     if not each and len(clauses) > 1:
         each = [clause for clause in clauses if not _TOTAL.search(clause)]
@@ -174,7 +177,9 @@ def _without_totals(clause: str) -> str:
     """Drop "N in total" from a clause that has another number."""
     kept = regex.sub(r"\d+(?:[.,]\d+)?\s*\p{L}*\s*(?:in total|altogether|combined|insgesamt|au total|en total)", "", clause,
                      flags=regex.I)  # fmt: skip
-    kept = regex.sub(r"(?:in total|total of|insgesamt|au total|en total|合計|总共|总计|共计|一共)\D{0,6}\d+", "", kept, flags=regex.I)
+    kept = regex.sub(
+        r"(?:in total|total of|insgesamt|au total|en total|合計|总共|总计|共计|一共)\D{0,6}\d+", "", kept, flags=regex.I
+    )
     return kept if _numbers(kept) else clause
 
 
@@ -187,8 +192,12 @@ class Utterance(NamedTuple):
 
 
 _RESPONSE = r"response|antwort|beitrag|réponse|reponse|respuesta|发言|發言|回复|回答|発言"
-_FINISHED = r"conversation (?:conclusion|finished|concluded)[^:\n]*|gespräch beendet[^:\n]*|conversation terminée[^:\n]*|"
-_FINISHED += r"conversación terminada[^:\n]*|对话结束[^:\n]*|対話終了[^:\n]*|会話終了[^:\n]*|conversation conclusion by \w+"
+_FINISHED = (
+    r"conversation (?:conclusion|finished|concluded)[^:\n]*|gespräch beendet[^:\n]*|conversation terminée[^:\n]*|"
+)
+_FINISHED += (
+    r"conversación terminada[^:\n]*|对话结束[^:\n]*|対話終了[^:\n]*|会話終了[^:\n]*|conversation conclusion by \w+"
+)
 _NEXT = r"next speaker|nächste(?:r)? (?:sprecher(?:in)?|person)|prochain(?:e)? (?:orateur|personne)|siguiente (?:orador|persona)|"
 _NEXT += r"下一位发言者|下一位|次の発言者|次の話し手"
 _FIELDS = regex.compile(rf"^\s*(?:(?P<r>{_RESPONSE})|(?P<f>{_FINISHED})|(?P<n>{_NEXT}))\s*:", regex.I | regex.M)
@@ -237,5 +246,7 @@ def _speaker(text: str | None, participants: Sequence[str]) -> str | None:
         return None
     said = _unwrap(text.splitlines()[0]).casefold()
     exact = [name for name in participants if said == name.casefold()]
-    inside = [name for name in participants if regex.search(rf"(?<!\p{{L}}){regex.escape(name.casefold())}(?!\p{{Ll}})", said)]
+    inside = [
+        name for name in participants if regex.search(rf"(?<!\p{{L}}){regex.escape(name.casefold())}(?!\p{{Ll}})", said)
+    ]
     return (exact or inside or [None])[0]
