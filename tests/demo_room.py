@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from typing import Any
 
 from pydantic import Field
 
@@ -56,32 +57,48 @@ def run_refuse(config: DemoConfig, run: Run) -> Result:
     raise UserError("is no model.", where=str(config.model), hint="Give a model folder.")
 
 
-VERBS = {"count": run_count, "fail": run_fail, "refuse": run_refuse}
-CARD = RoomCard(
-    name="demo",
-    title="Demo",
-    question="Does it count?",
-    papers=(),
-    verbs=(
-        *(
-            Verb(name, f"{name}.", "tests.demo_room:DemoConfig", f"tests.demo_room:{run.__name__}")
-            for name, run in VERBS.items()
+def run_die(config: DemoConfig, run: Run) -> Result:
+    """End as a process does that the system kills for its memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def _card(name: str, step: str, order: int) -> RoomCard:
+    verbs = {"count": run_count, "fail": run_fail, "refuse": run_refuse, "die": run_die, "study": run_count}
+    return RoomCard(
+        name=name,
+        title=name.capitalize(),
+        question="Does it count?",
+        papers=(),
+        verbs=tuple(
+            Verb(verb, f"{verb}.", "tests.demo_room:DemoConfig", f"tests.demo_room:{run.__name__}")
+            for verb, run in verbs.items()
         ),
-        Verb("study", "study.", "tests.demo_room:DemoConfig", "tests.demo_room:run_count"),
-    ),
-    order=1,
-    tour=TourStep(inputs={"model": "model"}),
-)
+        order=order,
+        tour=TourStep(verb=step, inputs={"model": "model"}),
+    )
 
 
-def install(*cards: RoomCard) -> None:
-    """Make the demo cards the only rooms of this process."""
-    found = {card.name: card for card in cards or (CARD,)}
-    registry.rooms = lambda: found
+CARD = _card("demo", "study", 1)
+CARDS = {card.name: card for card in (CARD, _card("broken", "fail", 2), _card("dying", "die", 3))}
+# Enough training to be killed in the middle of.
+TOUR_BUDGET: dict[str, Any] = {
+    "num_characters": 4_000,
+    "vocab_size": 300,
+    "steps": 120,
+    "test_characters": 600,
+    "size": "llama-2x64",
+}
 
 
 if __name__ == "__main__":
-    install()
+    registry.rooms = lambda: CARDS
     from polyloom.cli import main
+    from polyloom.tour import steps
 
+    steps.COMMAND[2] = "tests.demo_room"
+    if "tour" in sys.argv:
+        from polyloom.tour import base_model
+
+        base_model.BUDGETS["quick"] = base_model.Budget(**TOUR_BUDGET)
     main(sys.argv[1:])

@@ -13,12 +13,16 @@ from polyloom.core import files
 from polyloom.core.errors import UserError
 
 
+def _write_half(path):
+    path.write_text("half")
+    raise RuntimeError
+
+
 def test_write_is_whole_or_absent(tmp_path):
     path = tmp_path / "deep" / "a.txt"
     files.write_text(path, "old")
     with pytest.raises(RuntimeError), files.replace_atomically(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+        _write_half(temporary)
     assert path.read_text() == "old"
     assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
 

@@ -1,8 +1,10 @@
 """The public commands and their options: growth is a decision, made by editing the list beside this test."""
 
+import inspect
 import json
 from pathlib import Path
 
+from polyloom.cli import doctor, runs, world
 from polyloom.core.registry import card, rooms
 
 LIST = Path(__file__).with_name("commands.json")
@@ -14,7 +16,10 @@ def current() -> dict[str, list[str]]:
     for room in [card("tour"), *rooms().values()]:
         for verb in room.verbs:
             found[f"{room.name} {verb.name}"] = sorted(verb.load_config().model_fields)
-    return found
+    own = {"rerun": runs.rerun, "report": runs.report, "doctor": doctor.doctor}
+    for app in (runs.app, world.app):
+        own |= {f"{app.name[0]} {name}": app[name].default_command for name in app if not name.startswith("-")}
+    return found | {name: sorted(inspect.signature(command).parameters) for name, command in own.items()}
 
 
 def test_commands_and_options_are_those_of_the_list():

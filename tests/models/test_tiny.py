@@ -53,6 +53,8 @@ def test_a_layers_weights_do_not_depend_on_the_depth() -> None:
     name = "encoder.layer.1.attention.self.query.weight"
     assert torch.equal(shallow.get_parameter(name), deep.get_parameter(name))
     assert float(shallow.get_parameter(name).detach().std()) == pytest.approx(0.02, rel=0.05)
+    embedding = shallow.get_parameter("embeddings.word_embeddings.weight").detach()
+    assert float(embedding.std()) == pytest.approx(0.1, rel=0.05)
 
 
 def test_granite_with_neutral_multipliers_is_llama() -> None:

@@ -25,9 +25,24 @@ def texts(svg: str) -> list[str]:
 
 def test_one_figure_a_group(result: Result) -> None:
     figures = default_figures(result)
-    assert [figure.name for figure in figures] == ["Bits per byte", "Training", "points"]
+    assert [figure.name for figure in figures] == ["Bits per byte", "Training", "Points"]
     assert [figure.series for figure in figures] == [("model", "gzip"), ("loss",), ("points",)]
     assert figures[0].caption == "Bits per byte by language. The whiskers are intervals."
+
+
+@pytest.mark.parametrize(
+    ("y_label", "caption"),
+    [
+        ("loss", "Loss by x."),
+        ("f(x)", "f(x) by x."),
+        ("q", "q by x."),
+        ("日本語", "日本語 by x."),
+        ("", "My curve by x."),
+    ],
+)
+def test_captions_are_sentences_but_symbols_stay(result: Result, y_label: str, caption: str) -> None:
+    series = {"my_curve": Series(x=[0.0, 1.0], y=[0.0, 1.0], x_label="x", y_label=y_label)}
+    assert [figure.caption for figure in default_figures(result.model_copy(update={"series": series}))] == [caption]
 
 
 def test_labels_of_every_script_stay_text(result: Result) -> None:

@@ -179,6 +179,15 @@ def test_hostile_text_in_every_field_is_only_text(words: list[str]) -> None:
     Page(render_tour_html(made, [section, done], title=words[6], introduction=words[7])).check()
 
 
+def test_key_figures_are_the_first_that_have_a_value(result: Result) -> None:
+    scalars = {"none": Scalar(value=None), **{f"n{i}": Scalar(value=i) for i in range(8)}}
+    html = render_html(result.model_copy(update={"scalars": scalars}))
+    cards = re.search(r'<dl class="cards">(.*?)</dl>', html, re.DOTALL)
+    assert cards
+    assert re.findall(r"<dt>(.*?)</dt>", cards[1]) == [f"n{i}" for i in range(6)]
+    assert '<th scope="row" dir="auto">none</th>' in html
+
+
 def test_what_was_written_is_what_is_read(result: Result) -> None:
     verdict = "<b>\"&amp;'</b> {{ x }}"
     page = Page(render_html(result.model_copy(update={"verdicts": [verdict]})))

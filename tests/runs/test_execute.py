@@ -39,7 +39,7 @@ def test_a_run_leaves_config_result_report_and_a_row(tmp_path):
 def test_the_python_door_is_the_same_path(tmp_path):
     result = polyloom.run("demo.count", runs=tmp_path, run_name="x", num_steps=2)
     assert read_result(tmp_path / "x" / "result.json") == result
-    with pytest.raises(UserError, match="unknown key 'steps'"):
+    with pytest.raises(UserError, match=r"unknown key 'steps'"):
         polyloom.run("demo.count", runs=tmp_path, steps=2)
 
 
@@ -103,7 +103,20 @@ def test_two_processes_resuming_one_run_are_kept_apart(tmp_path):
         process.communicate()
 
 
+def test_a_report_that_cannot_be_drawn_does_not_undo_the_work(tmp_path, monkeypatch):
+    import polyloom.reports.html
+
+    def broken(result):
+        raise ZeroDivisionError("a defect in a figure")
+
+    monkeypatch.setattr(polyloom.reports.html, "render_html", broken)
+    with pytest.raises(ZeroDivisionError):
+        run_verb("demo.count", {}, runs=tmp_path, name="x")
+    assert read_manifest(tmp_path / "x").status == "done"
+    assert resume(tmp_path / "x").scalars["total"].value == 3
+
+
 def test_every_error_of_a_verb_is_a_polyloom_error_or_a_defect():
     assert issubclass(Stopped, PolyloomError)
-    with pytest.raises(UserError, match="there is no room 'demi'. Did you mean 'demo'"):
+    with pytest.raises(UserError, match=r"there is no room 'demi'\. Did you mean 'demo'"):
         run_verb("demi.count")

@@ -13,7 +13,7 @@ VERB = Verb("verb", "", "polyloom.core.config:Config", "tests.conftest:empty_run
 
 
 def test_a_name_that_is_taken_or_no_name_is_refused(run, tmp_path):
-    with pytest.raises(UserError, match="exists.*resume test-run"):
+    with pytest.raises(UserError, match=r"exists.*resume test-run"):
         create_run(tmp_path / "runs", "room", VERB, Config(), name="test-run")
     for name in ("../x", "a/b", ".hidden", "-x"):
         with pytest.raises(UserError, match="no run name"):

@@ -62,6 +62,12 @@ def test_find_by_name_path_and_last(runs):
         find_run(runs / "none", "last")
 
 
+def test_last_is_the_newest_run_that_is_no_step_of_another(runs):
+    run_verb("demo.count", {"num_steps": 1}, runs=runs, name="step", parent="b")
+    assert list_runs(runs)[0].id == "step"
+    assert find_run(runs, "last").name == "b"
+
+
 def test_delete_removes_folder_and_row_but_not_a_running_one(runs):
     delete_run(runs, runs / "a")
     assert [row.id for row in list_runs(runs)] == ["b"]

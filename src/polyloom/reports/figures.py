@@ -9,7 +9,7 @@ from polyloom.core.registry import load
 from polyloom.core.result import Result, Series
 from polyloom.reports.commands import find_card
 from polyloom.reports.tables import format_number
-from polyloom.reports.text import human, one_line
+from polyloom.reports.text import human, one_line, sentence
 
 MAX_BARS = 48
 MAX_TOLD_POINTS = 12
@@ -67,8 +67,9 @@ def series_groups(result: Result) -> dict[str, dict[str, Series]]:
 
 def _default_figure(name: str, group: Mapping[str, Series]) -> Figure:
     first = next(iter(group.values()))
-    x_label, y_label = one_line(first.x_label), one_line(first.y_label) or human(name)
-    caption = f"{y_label[:1].upper()}{y_label[1:]} by {x_label}." if x_label else ""
+    name = sentence(one_line(name))
+    x_label, y_label = one_line(first.x_label), one_line(first.y_label) or name
+    caption = f"{sentence(y_label)} by {x_label}." if x_label else ""
     if _wants_heat_map(group):
         return heat_figure(name, caption, *_as_matrix(group), series=tuple(group))
     if any(series.low or series.high for series in group.values()):

@@ -24,7 +24,7 @@ from polyloom.reports.commands import command_line, find_card, repeat_commands
 from polyloom.reports.figures import Figure, describe, figures_for, series_groups
 from polyloom.reports.svg import embed
 from polyloom.reports.tables import Grid, Shown, grid, scalars_table, series_table, show_scalar, unit_gap
-from polyloom.reports.text import clean, human, one_line
+from polyloom.reports.text import clean, human, one_line, sentence
 
 TEMPLATES = Path(__file__).parent / "templates"
 NUM_CARDS = 6
@@ -165,7 +165,8 @@ def _part(section: Section, anchor: str) -> dict[str, Any]:
 
 def _content(result: Result, prefix: str, figures: Sequence[Figure] | None) -> _Content:
     drawn, note = _figures(result, prefix, figures)
-    first = dict(list(result.scalars.items())[:NUM_CARDS])
+    given = [(name, scalar) for name, scalar in result.scalars.items() if scalar.value is not None]
+    first = dict(given[:NUM_CARDS])
     rest = {name: scalar for name, scalar in result.scalars.items() if name not in first}
     return _Content(
         verdicts=result.verdicts,
@@ -191,7 +192,7 @@ def _card(name: str, scalar: Scalar) -> dict[str, Any]:
 
 
 def _titled(name: str, table: Table) -> tuple[str, Grid]:
-    return one_line(table.title) or human(name), grid(table)
+    return sentence(one_line(table.title) or human(name)), grid(table)
 
 
 def _figures(result: Result, prefix: str, figures: Sequence[Figure] | None) -> tuple[list[_Drawn], str]:

@@ -33,3 +33,9 @@ def human(name: str) -> str:
     """Return a key as words: `bits_per_byte` becomes `bits per byte`, `num_steps` becomes `number of steps`."""
     words = one_line(name).replace("_", " ").strip()
     return f"number of {words[4:]}" if words.startswith("num ") else words
+
+
+def sentence(text: str) -> str:
+    """Return the text with a capital first letter, unless it starts with a symbol such as `f(x)` or `sigma_b`."""
+    first = text.partition(" ")[0]
+    return text[:1].upper() + text[1:] if first.isalpha() and len(first) > 1 else text

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polyloom.core.config import Config, make_config
-from polyloom.core.errors import PolyloomError, Stopped, UserError
+from polyloom.core.errors import Stopped, UserError
 from polyloom.core.files import write_text
 from polyloom.core.registry import RoomCard, Verb, card, load
 from polyloom.core.result import Result, read_result
@@ -90,18 +90,17 @@ def _work(root: Path, run: Run, verb: Verb) -> Result:
         try:
             result: Result = load(verb.run)(run.config, run)
             write_text(run.path / "result.json", result.model_dump_json(indent=1) + "\n")
-            write_report(run.path, result)
+            run.set_status("done")
         except Stopped as stop:
             run.set_status("stopped", str(stop))
             raise
         except BaseException as error:
             run.set_status("failed", str(error) or type(error).__name__)
             raise
-        else:
-            run.set_status("done")
         finally:
-            if run.path.exists():
-                record(root, run.path, run.manifest)
+            record(root, run.path, run.manifest)
+        # After the status: a report that cannot be drawn does not undo the work, and `polyloom report` draws it again.
+        write_report(run.path, result)
         return result
 
 
@@ -112,10 +111,3 @@ def write_report(folder: Path, result: Result) -> Path:
     path = folder / "report.html"
     write_text(path, html)
     return path
-
-
-def failure_line(error: BaseException) -> str:
-    """Return the one line that a person or a report sees of an error."""
-    if isinstance(error, PolyloomError):
-        return str(error)
-    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -220,7 +220,8 @@ def create_run(
     if (path / "run.json").exists():
         hint = f"Choose another name, or continue it with: polyloom runs resume {run_id}"
         raise UserError(f"the run {run_id!r} exists.", where=str(root), hint=hint)
-    manifest = Manifest(id=run_id, room=room, verb=verb.name, created=now.isoformat(timespec="seconds"), parent=parent)
+    created = now.isoformat(timespec="milliseconds")
+    manifest = Manifest(id=run_id, room=room, verb=verb.name, created=created, parent=parent)
     write_text(path / "config.yaml", dump_config(config))
     write_json(path / "run.json", manifest.model_dump())
     return Run(path, manifest, config)

@@ -137,13 +137,13 @@ def list_runs(root: Path, room: str | None = None, status: str | None = None) ->
 
 
 def find_run(root: Path, run: str) -> Path:
-    """Return the folder of `run`: a run's name under `root`, `last` for the newest, or a path.
+    """Return the folder of `run`: a name under `root`, a path, or `last`: the newest that is no step of another run.
 
     Raises:
         UserError: there is none.
     """
     if run == "last":
-        rows = list_runs(root)
+        rows = [row for row in list_runs(root) if row.parent is None]
         if not rows:
             raise UserError("there are no runs yet.", where=str(root), hint="Start one, for example: polyloom tour")
         return root / rows[0].id

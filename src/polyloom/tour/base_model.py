@@ -170,11 +170,8 @@ def _as_result(
     own, frequency, gzip = (rate(scores) for scores in pooled)
     gain = rate(pooled[2], minus=pooled[0])
     word = "fewer" if gain.low > 0 else "more" if gain.high < 0 else ""
-    verdict = (
-        f"The model spends {own.value:.2f} bits per byte, {abs(gain.value):.2f} {word} than gzip primed with the same text."
-        if word
-        else f"The model spends {own.value:.2f} bits per byte; against primed gzip the difference is undecided."
-    )
+    comparison = f"{abs(gain.value):.2f} {word} than" if word else "not distinguishable from those of"
+    verdict = f"The model spends {own.value:.2f} bits per byte, {comparison} gzip primed with the same text."
     columns = [
         "language",
         "bits per byte",

@@ -71,7 +71,8 @@ def work(folder: Path, tour: Run, processes: list[subprocess.Popen[str]]) -> str
         preexec_fn=_die_with_parent if sys.platform == "linux" else None,
     )
     processes.append(process)
-    last = _follow(process, folder.name, tour)
+    with process:
+        last = _follow(process, folder.name, tour)
     if process.returncode == Stopped.exit_code:
         raise Stopped("stopped on request.", where=folder.name)
     manifest = read_manifest(folder)

@@ -15,7 +15,7 @@ class TrainConfig(Config):
     steps: int = Field(300, ge=1, description="Optimiser steps.")
     batch_size: int = Field(16, ge=1, description="Rows per step, over all processes.")
     micro_batch_size: int = Field(0, ge=0, description="Rows per forward pass of a process; 0 takes all at once.")
-    lr: float = Field(2e-3, gt=0, description="Peak learning rate.")
+    lr: float = Field(4e-3, gt=0, description="Peak learning rate.")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="Lowest learning rate, as a share of the peak.")
     schedule: Literal["cosine", "wsd", "linear", "constant"] = Field("cosine", description="Learning-rate schedule.")
     warmup_steps: int = Field(20, ge=0, description="Steps of linear warm-up.")

@@ -115,14 +115,7 @@ def train(
         Stopped: the run was asked to stop.
     """
     device = next(model.parameters()).device
-    optimizer = AdamW(
-        list(groups or parameter_groups(model, config)),
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=device.type in ("cpu", "cuda"),
-    )
-    for group in optimizer.param_groups:
-        group["peak_lr"] = group["lr"]
+    optimizer = _optimizer(groups or parameter_groups(model, config), config, device)
     with join_world(device) as world, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         saved = load_checkpoint(checkpoints, model, optimizer) if checkpoints else None
         state = TrainState(**saved) if saved else TrainState()
@@ -145,13 +138,9 @@ def train(
             done = state.step == config.steps
             if state.step % config.log_every == 0 or done:
                 now = (time.perf_counter(), state.num_tokens)
-                log(
-                    step=state.step,
-                    loss=state.loss,
-                    gradient_norm=norm,
-                    lr=optimizer.param_groups[0]["lr"],
-                    tokens_per_second=(now[1] - clock[1]) / (now[0] - clock[0]),
-                )
+                speed = (now[1] - clock[1]) / (now[0] - clock[0])
+                lr = optimizer.param_groups[0]["lr"]
+                log(step=state.step, loss=state.loss, gradient_norm=norm, lr=lr, tokens_per_second=speed)
                 clock = now
             if evaluate and config.eval_every and (state.step % config.eval_every == 0 or done):
                 model.eval()
@@ -163,6 +152,15 @@ def train(
                 raise stop
     model.eval()
     return state
+
+
+def _optimizer(groups: Sequence[ParameterGroup], config: TrainConfig, device: torch.device) -> AdamW:
+    """Return AdamW over the groups; each keeps its own peak learning rate, which the schedule scales."""
+    fused = device.type in ("cpu", "cuda")
+    optimizer = AdamW(list(groups), betas=(config.beta1, config.beta2), eps=config.eps, fused=fused)
+    for group in optimizer.param_groups:
+        group["peak_lr"] = group["lr"]
+    return optimizer
 
 
 def _step(

@@ -3,6 +3,7 @@
 import collections
 import json
 import random
+import re
 import subprocess
 import sys
 
@@ -382,12 +383,17 @@ def test_all_facts_are_in_the_whole_text():
             assert any(text in corpus for text in full), (place, label, value)
 
 
+SENTENCE = {"de": re.compile(r"(?<=[a-z)])\. "), "ja": re.compile("。")}
+
+
 def test_the_corpus_is_large_enough_and_splits_share_no_sentence():
     train = text_corpus(["de", "ja"], 30_000)
     test = text_corpus(["de", "ja"], 30_000, split="test")
     for code in ("de", "ja"):
         assert sum(map(len, train[code])) >= 30_000
-        assert not set(train[code]) & set(test[code])
+        # No sentence: the days, prices, diary entries and facts of a document are all of its split.
+        first, second = ({part for text in made[code] for part in SENTENCE[code].split(text)} for made in (train, test))
+        assert not {part for part in first & second if len(part) > 12}
     assert all(len(text) >= 3 for text in train["ja"])
 
 
@@ -467,6 +473,8 @@ def test_muse_lines():
         (lambda: list(records(WORLD, "matching", ["en"], 1, hardness=7)), "hardness 7"),
         (lambda: list(records(WORLD, "documents", ["en"], 1, missing=2.0)), "between 0 and 1"),
         (lambda: list(records(WORLD, "parse", ["en"], 1, kinds=["dates"])), "dates"),
+        (lambda: list(records(WORLD, "parse", ["en"], 1, kinds=[])), "kinds is empty"),
+        (lambda: list(records(WORLD, "parallel", ["en", "de"], 1, kinds=[])), "kinds is empty"),
         (lambda: export([], "chat", "tsv"), "not exported"),
         (lambda: text_corpus(["en"], 0), "at least 1"),
     ],
@@ -474,6 +482,22 @@ def test_muse_lines():
 def test_bad_input_is_refused_with_a_reason(call, words):
     with pytest.raises(UserError, match=words):
         call()
+
+
+def test_another_cldr_is_warned_of_and_an_old_babel_refused(monkeypatch):
+    from polyloom.data.world import locale_data
+
+    monkeypatch.setattr(locale_data, "versions", lambda: {"babel": "2.19.0", "cldr": "48"})
+    with pytest.warns(UserWarning, match="fingerprint differs"):
+        World(["en"])
+    monkeypatch.setattr(locale_data.babel, "__version__", "2.16.0")
+    with pytest.raises(UserError, match="too old"):
+        World(["en"])
+
+
+def test_native_digits_match_latin_ones():
+    made = list(records(WORLD, "matching", ["hi"], 400, hardness=2))
+    assert any(any("०" <= char <= "९" for char in record["sentence1"] + record["sentence2"]) for record in made)
 
 
 def test_describe():

@@ -8,21 +8,13 @@ made with it prints `NOTICE`.
 from __future__ import annotations
 
 from polyloom.data.world.facts import CONTESTED, Fact, Facts
+from polyloom.data.world.formats import export
 from polyloom.data.world.frames import NAME_KINDS, PHRASE_KINDS, SPLITS, Frame
 from polyloom.data.world.instructions import Instruction, instruction_tasks, relatedness, wordings
 from polyloom.data.world.render import Text
-from polyloom.data.world.tasks import (
-    TASKS,
-    Task,
-    describe,
-    export,
-    find_task,
-    fingerprint,
-    records,
-    supply,
-    text_corpus,
-)
+from polyloom.data.world.tasks import TASKS, Task, find_task, records, supply
 from polyloom.data.world.templates import LANGUAGES, PHRASE_LANGUAGES
+from polyloom.data.world.whole import describe, fingerprint, text_corpus
 from polyloom.data.world.world import NOTICE, SPLIT_MODES, Draw, World
 
 __all__ = [

@@ -144,9 +144,11 @@ def history_frame(draw: Draw) -> Frame:
 PARSE_KINDS = ("date", "time", "interval", "relative", "number", "percent", "money", "measure", "list", "name")
 
 
-def parse(draw: Draw, languages: Sequence[str], index: int, *, kinds: Sequence[str] = ()) -> Record:
+def parse(draw: Draw, languages: Sequence[str], index: int, *, kinds: Sequence[str] | None = None) -> Record:
     """Pair a phrase with its canonical form, in the columns of TOPv2."""
     language = languages[0]
+    if kinds is not None and not kinds:
+        raise UserError("The list of kinds is empty.", hint=f"Choose from: {', '.join(PARSE_KINDS)}.")
     usable = [kind for kind in kinds or PARSE_KINDS if kind != "relative" or language not in NO_RELATIVE]
     kind = draw.rng.choice(usable)
     if kind not in PARSE_KINDS:

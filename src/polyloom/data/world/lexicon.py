@@ -12,40 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from babel.core import get_global
 from babel.dates import tokenize_pattern
 
 from polyloom.core.errors import UserError, closest
+from polyloom.data.world.cities import city_names
 from polyloom.data.world.facts import write_in_script
 from polyloom.data.world.frames import Frame
-from polyloom.data.world.locale_data import known_locale, plain, section
+from polyloom.data.world.locale_data import NATIVE_DIGITS, known_locale, plain, section
 
 CHARACTER_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "km", "my", "yue"})
-NATIVE_DIGITS = {
-    "ar": "٠١٢٣٤٥٦٧٨٩",
-    "fa": "۰۱۲۳۴۵۶۷۸۹",
-    "ur": "۰۱۲۳۴۵۶۷۸۹",
-    "hi": "०१२३४५६७८९",
-    "mr": "०१२३४५६७८९",
-    "ne": "०१२३४५६७८९",
-    "bn": "০১২৩৪৫৬৭৮৯",
-    "my": "၀၁၂၃၄၅၆၇၈၉",
-}
-# Older ids of zones that were renamed, not merged.
-_RENAMED = frozenset(
-    {
-        "Africa/Asmera",
-        "America/Coral_Harbour",
-        "Asia/Calcutta",
-        "Asia/Katmandu",
-        "Asia/Rangoon",
-        "Asia/Saigon",
-        "Europe/Kiev",
-        "Pacific/Ponape",
-        "Pacific/Truk",
-        "Pacific/Enderbury",
-    }
-)
 # Locales whose relative-time phrases are the root's "+3 d".
 NO_RELATIVE = frozenset({"yo", "ku", "ig", "rw", "xh", "st", "ceb"})
 
@@ -472,28 +447,6 @@ NAME_TAGS = {
 }
 
 
-@functools.cache
-def _older_zones() -> dict[str, tuple[str, ...]]:
-    """Return zone -> its older ids: CLDR stores city names under the older ones (Asia/Calcutta)."""
-    older: dict[str, list[str]] = {}
-    for alias, zone in sorted(get_global("zone_aliases").items()):
-        older.setdefault(zone, []).append(alias)
-    return {zone: tuple(aliases) for zone, aliases in older.items()}
-
-
-def _city_names(language: str) -> dict[str, str]:
-    """Return zone -> name of its city: CLDR's, else the last part of the id."""
-    stored = section(language, "time_zones")
-    names = {}
-    for zone in get_global("zone_territories"):
-        last = zone.rsplit("/", 1)[-1]
-        # An older id that names another place (a merged zone) is not this city's name.
-        ids = [zone, *(old for old in _older_zones().get(zone, ()) if old.endswith("/" + last) or old in _RENAMED)]
-        found = [entry["city"] for key in ids if isinstance(entry := stored.get(key), dict) and "city" in entry]
-        names[zone] = str(found[0]) if found else last.replace("_", " ")
-    return names
-
-
 def _clean_names(names: Mapping[str, Any], raw: bool) -> dict[str, str]:
     return {
         str(code): name if raw else plain(name)
@@ -523,7 +476,7 @@ def lexicon(language: str, digits: str = "latn", raw: bool = False) -> Lexicon:
         "currency": _clean_names(section(language, "currency_names"), raw),
         "language": _clean_names(section(language, "languages"), raw),
         "script": _clean_names(section(language, "scripts"), raw),
-        "city": {code: name if raw else plain(name) for code, name in _city_names(language).items()},
+        "city": {code: name if raw else plain(name) for code, name in city_names(language).items()},
         "month": {f"{number:02d}": name if raw else plain(name) for number, name in months.items()},
         "weekday": {str(number + 1): name if raw else plain(name) for number, name in days.items()},
     }

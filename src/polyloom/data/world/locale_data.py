@@ -24,6 +24,17 @@ CHECKED_BABEL = "2.18.0"
 CHECKED_CLDR = "47"
 _SPACES = {0x00A0: " ", 0x202F: " ", 0x2009: " ", 0x200E: None, 0x200F: None, 0x061C: None, 0x00AD: None}
 
+NATIVE_DIGITS = {
+    "ar": "٠١٢٣٤٥٦٧٨٩",
+    "fa": "۰۱۲۳۴۵۶۷۸۹",
+    "ur": "۰۱۲۳۴۵۶۷۸۹",
+    "hi": "०१२३४५६७८९",
+    "mr": "०१२३४५६७८९",
+    "ne": "०१२३४५६७८९",
+    "bn": "০১২৩৪৫৬৭৮৯",
+    "my": "၀၁၂၃၄၅၆၇၈၉",
+}
+
 
 def versions() -> dict[str, str]:
     """Return the versions of Babel and of the CLDR that it carries: both are part of every data set's identity."""

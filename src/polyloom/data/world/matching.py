@@ -8,15 +8,23 @@ from typing import Any
 
 from polyloom.core.errors import UserError
 from polyloom.data.world.frames import Frame, shifted
-from polyloom.data.world.lexicon import Piece
+from polyloom.data.world.lexicon import Piece, lexicon
+from polyloom.data.world.locale_data import NATIVE_DIGITS
 from polyloom.data.world.monolingual import any_frame
 from polyloom.data.world.render import line
 from polyloom.data.world.world import Draw, has_sentences
 
-_STYLES = {"date": ("full", "long", "medium"), "money": ("name", "symbol"), "measure": ("long", "short")}
+_STYLES = {
+    "date": ("full", "long", "medium"),
+    "money": ("name", "symbol"),
+    "measure": ("long", "short"),
+    "number": ("latn", "native"),
+}
 
 
 def _say(draw: Draw, frame: Frame, language: str, style: str | int) -> str:
+    if style in ("latn", "native"):
+        return "".join(piece.text for piece in lexicon(language, str(style)).phrase(frame))
     if isinstance(style, str):
         return draw.world.text(frame, language, style=style).text
     return draw.world.text(frame, language, variant=style).text
@@ -68,6 +76,8 @@ def _near(draw: Draw, frame: Frame) -> Frame:
     match frame.kind:
         case "date":
             return _other_date(draw, frame)
+        case "number":
+            return Frame("number", (_other_number(draw, args[0]),))
         case "money" | "measure":
             if rng.random() < 0.5:
                 return Frame(frame.kind, (_other_number(draw, args[0]), args[1]))
@@ -138,10 +148,8 @@ def _swapped(draw: Draw, languages: Sequence[str], label: int) -> tuple[str, str
             break
 
     def write(language: str, pairs: Sequence[tuple[str, int]]) -> str:
-        lexicon = draw.world.lexicons[language]
-        return line(
-            lexicon, [(lexicon.name("city", city), _distance(draw, language, number)) for city, number in pairs]
-        ).text
+        item = draw.world.lexicons[language]
+        return line(item, [(item.name("city", city), _distance(draw, language, number)) for city, number in pairs]).text
 
     first = write(languages[0], list(zip(cities, numbers, strict=True)))
     return first, write(languages[-1], [(cities[i], numbers[j]) for i, j in zip(order, other, strict=True)])
@@ -186,7 +194,11 @@ def matching(draw: Draw, languages: Sequence[str], index: int, *, hardness: int 
 
 def _pair(draw: Draw, languages: Sequence[str], label: int, level: int) -> tuple[str, str]:
     sentences = all(has_sentences(code) for code in languages)
-    kinds = ("date", "money", "measure", "diary", "question") if sentences else ("date", "money", "measure")
+    kinds: tuple[str, ...] = (
+        ("date", "money", "measure", "diary", "question") if sentences else ("date", "money", "measure")
+    )
+    if all(code in NATIVE_DIGITS for code in languages):
+        kinds = (*kinds, "number")
     while True:
         frame = _frame(draw, draw.rng.choice(kinds))
         other = frame if label else different(draw, frame, level)

@@ -68,8 +68,7 @@ def history_frames(world: World, territory: str) -> list[Frame]:
 
 
 def _calendar_document(draw: Draw, language: str, number: int) -> list[str]:
-    date = sample_date(draw.rng)
-    year, month = int(str(date.args[0])), int(str(date.args[1]))
+    year, month = draw.until(lambda: Frame("month", sample_date(draw.rng).args[:2])).args
     lexicon = draw.world.lexicons[language]
     count = calendar.monthrange(year, month)[1]
     heading = line(lexicon, [("", lexicon.month_of_year(year, month)), ("", lexicon.measure(count, "duration-day"))])
@@ -138,16 +137,18 @@ def text(draw: Draw, languages: Sequence[str], index: int, *, kind: str = "") ->
 _PAIR_KINDS = ("date", "relative", "number", "money", "measure", "list", "fact", "diary", "mixed")
 
 
-def parallel(draw: Draw, languages: Sequence[str], index: int, *, kinds: Sequence[str] = ()) -> Record:
+def parallel(draw: Draw, languages: Sequence[str], index: int, *, kinds: Sequence[str] | None = None) -> Record:
     """Say one meaning in every given language: a pair, or an n-way row.
 
     Args:
         draw: the record's meanings.
         languages: two or more.
         index: number of the record.
-        kinds: phrase kinds, "fact", "diary" or "mixed" (a list of two to three quantities and names); empty: all.
+        kinds: phrase kinds, "fact", "diary" or "mixed" (a list of two to three quantities and names); None: all.
     """
     sentences = all(has_sentences(code) for code in languages)
+    if kinds is not None and not kinds:
+        raise UserError("The list of kinds is empty.", hint=f"Choose from: {', '.join(_PAIR_KINDS)}.")
     possible = kinds or tuple(kind for kind in _PAIR_KINDS if sentences or kind not in ("fact", "diary"))
     frame = any_frame(draw, draw.rng.choice(list(possible)))
     said = {code: draw.world.text(frame, code).text for code in languages}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,43 +22,21 @@ from polyloom.methods.silu.lab_training import (
     train_models,
     training_step,
 )
+from polyloom.methods.silu.timing import interleaved_ratios
+from polyloom.models.activations import Pointwise
+from polyloom.models.swiglu import saved_bytes
 
 
-def interleaved(work: dict[str, Callable[[], object]], rounds: int, repeats: int = 1) -> dict[str, float]:
-    """Return the median CPU seconds of each piece of work; each round does every piece once, after one warm-up round.
+def activation_costs(
+    forms: Sequence[Form], rounds: int, num_elements: int = 1 << 16, repeats: int = 10
+) -> dict[str, dict[str, float]]:
+    """Measure the pointwise functions of the forms.
 
     Args:
-        work: name to what is timed.
-        rounds: counted rounds.
-        repeats: times in a row that a round does a piece.
-    """
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for counted in [False] + [True] * rounds:
-        for name, function in work.items():
-            started = time.process_time()
-            for _ in range(repeats):
-                function()
-            if counted:
-                times[name].append((time.process_time() - started) / repeats)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def saved_bytes(function: Callable[[Tensor], Tensor], num_elements: int = 4096) -> float:
-    """Return the bytes per float32 element that a function keeps for its backward pass, its input included."""
-    storages: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    x = torch.linspace(-4, 4, num_elements).requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        function(x)
-    return sum(storages.values()) / num_elements
-
-
-def activation_costs(forms: Sequence[Form], rounds: int, num_elements: int = 1 << 16) -> dict[str, dict[str, float]]:
-    """Measure the pointwise functions of the forms.
+        forms: the first is what the others' times are paired with.
+        rounds: interleaved timing rounds.
+        num_elements: of the float32 tensor, small enough for the cache.
+        repeats: calls in a row that a round times together.
 
     Returns:
         Form name to `forward_ns`, `backward_ns` and `saved_bytes`, per element.
@@ -65,20 +44,38 @@ def activation_costs(forms: Sequence[Form], rounds: int, num_elements: int = 1 <
     x = torch.randn(num_elements, generator=torch.Generator().manual_seed(0))
     upstream = torch.ones_like(x)
     leaf = x.clone().requires_grad_()
-    work: dict[str, Callable[[], object]] = {}
-    for form in forms:
-        output = form.function(leaf)
-        work[f"{form.name} forward"] = lambda f=form.function: f(x)  # type: ignore[misc]
-        work[f"{form.name} backward"] = lambda y=output: torch.autograd.grad(y, leaf, upstream, retain_graph=True)  # type: ignore[misc]
-    seconds = interleaved(work, rounds, repeats=10)
+    forward = {form.name: repeated(partial(form.function, x), repeats) for form in forms}
+    backward = {
+        form.name: repeated(partial(torch.autograd.grad, form.function(leaf), leaf, upstream, True), repeats)
+        for form in forms
+    }
+    scale = 1e9 / num_elements / repeats
+    seconds = [paired_seconds(work, rounds) for work in (forward, backward)]
     return {
         form.name: {
-            "forward_ns": seconds[f"{form.name} forward"] / num_elements * 1e9,
-            "backward_ns": seconds[f"{form.name} backward"] / num_elements * 1e9,
-            "saved_bytes": saved_bytes(form.function),
+            "forward_ns": seconds[0][form.name] * scale,
+            "backward_ns": seconds[1][form.name] * scale,
+            "saved_bytes": saved_bytes(partial(form.function, leaf)) / num_elements,
         }
         for form in forms
     }
+
+
+def repeated(work: Callable[[], object], repeats: int) -> Callable[[], object]:
+    """Return the function that does the work several times in a row."""
+
+    def run() -> None:
+        for _ in range(repeats):
+            work()
+
+    return run
+
+
+def paired_seconds(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the CPU seconds of each piece of work: the first one's median, times the others' paired ratios to it."""
+    first = next(iter(work))
+    ratios = interleaved_ratios(work, first, rounds)
+    return {name: ratio.value * ratios[first].seconds for name, ratio in ratios.items()}
 
 
 def step_costs(task: Task, forms: Sequence[Form], plan: Plan, rounds: int, num_models: int = 4) -> dict[str, float]:
@@ -96,7 +93,7 @@ def step_costs(task: Task, forms: Sequence[Form], plan: Plan, rounds: int, num_m
             return training_step(task, network, optimiser, inputs, targets, 1.0)
 
         work[form.name] = step
-    return {name: seconds / num_models for name, seconds in interleaved(work, rounds).items()}
+    return {name: seconds / num_models for name, seconds in paired_seconds(work, rounds).items()}
 
 
 def train_alone(task: Task, form: Form, plan: Plan, seed: int, rate: float) -> tuple[list[Tensor], float]:
@@ -115,7 +112,7 @@ def train_alone(task: Task, form: Form, plan: Plan, seed: int, rate: float) -> t
             linear.weight.copy_(weight.T)
             linear.bias.zero_()
         linears.append(linear)
-        layers += [linear, *([_Function(form)] if index + 1 < len(weights) else [])]
+        layers += [linear, *([Pointwise(form.function)] if index + 1 < len(weights) else [])]
     model = nn.Sequential(*layers)
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     indices = batch_indices(task, seed, plan.num_steps, plan.batch_size)
@@ -129,16 +126,6 @@ def train_alone(task: Task, form: Form, plan: Plan, seed: int, rate: float) -> t
         optimiser.step()
     seconds = time.process_time() - started
     return [value for linear in linears for value in (linear.weight.detach().T, linear.bias.detach())], seconds
-
-
-class _Function(nn.Module):
-    def __init__(self, form: Form) -> None:
-        super().__init__()
-        self.function = form.function
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the activation."""
-        return self.function(x)
 
 
 def batched_speedup(

@@ -42,6 +42,7 @@ class Study:
         speedup: of batching the seeds.
         notes: what was skipped or failed.
         profile: quick or full.
+        embedded: false for a user's own task.
     """
 
     tasks: Sequence[Task]
@@ -55,6 +56,7 @@ class Study:
     speedup: Mapping[str, float] | None
     notes: Sequence[str]
     profile: str
+    embedded: bool = True
 
     @property
     def num_tests(self) -> int:
@@ -159,8 +161,9 @@ def _overview(study: Study) -> Table:
     )
 
 
-def _mean(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return float(np.mean(found)) if found else None
 
 
 def _learning_rates(study: Study) -> Table:
@@ -275,7 +278,7 @@ def _unit(item: Tested) -> str:
 def _noise_curves(study: Study) -> dict[str, Series]:
     series = {}
     for task in study.tasks:
-        for form in study.plans[task.name].forms:
+        for form in study.plans[task.name].forms if task.noise_levels else ():
             metrics = study.unit(task, form)["metrics"]
             values = [metrics[task.primary], *(metrics[f"noise {level:g}"] for level in task.noise_levels)]
             intervals = [t_interval(column) for column in values]
@@ -417,7 +420,9 @@ def _say_power(study: Study, task: Task) -> list[str]:
 def limitations(study: Study) -> list[str]:
     """Return what the report must not be taken for."""
     found = [
-        "The models are small (3 to 60 thousand parameters) and train for seconds; large models may order otherwise.",
+        "The models are small (3 to 70 thousand parameters) and train for seconds; large models may order otherwise."
+        if study.embedded
+        else "The runs are short; longer training may order otherwise.",
         "Holm's correction covers all difference and log-rank tests of the report; equivalence tests stand alone.",
         "Intervals are about the seeds (initial draws, batch order, corruptions) on one fixed data split, not about "
         "other data.",
@@ -425,7 +430,7 @@ def limitations(study: Study) -> list[str]:
         "too, without a test.",
         "Values at equal seconds depend on CPU times measured on this machine.",
     ]
-    if any(len(plan.inits) == 1 for plan in study.plans.values()):
+    if study.embedded and any(len(plan.inits) == 1 for plan in study.plans.values()):
         names = ", ".join(name for name, plan in study.plans.items() if len(plan.inits) == 1)
         found.append(f"Data-scaled initialisation was left out for {names} in this profile; --profile full has it.")
     few = {name: plan.num_tuning_seeds for name, plan in study.plans.items() if plan.num_tuning_seeds < 3}
