@@ -90,13 +90,15 @@ class TalkConfig(MindsConfig):
 
     logs: list[str] = Field(min_length=1, description="log_env.json, events.jsonl, or folders of them.")
     judge: str | None = Field(None, description="Model that labels utterances. [default: rules]")
-    labels: str | None = Field(None, description="JSON lines {log, month, agent, turn, act} to measure agreement with.")
+    labels: str | None = Field(None, description="JSON lines {log, turn, act} to measure agreement with.")
 
 
 class SubskillsConfig(MindsConfig):
     """`polyloom commons subskills`: generated questions with exact answers."""
 
-    mind: str = Field("solver", description="solver, a policy's name, a Hugging Face folder or http://host/v1#model.")
+    mind: str = Field(
+        "solver", description="solver (knows the answers), a Hugging Face folder or http://host/v1#model."
+    )
     scenario: str = Field("fishery", description="A scenario of the package, or your own YAML file.")
     language: str = Field("en", description="Language of the questions.")
     num_items: int = Field(150, ge=1, description="Questions of each skill.")

@@ -58,7 +58,11 @@ def _spanish() -> dict[str, int]:
     units = "veintiuno veintidós veintitrés veinticuatro veinticinco veintiséis veintisiete veintiocho veintinueve"
     words |= {word: 21 + place for place, word in enumerate(units.split())}
     tens = dict(
-        zip(range(30, 100, 10), ["treinta", "cuarenta", "cincuenta", "sesenta", "setenta", "ochenta", "noventa"], strict=True)
+        zip(
+            range(30, 100, 10),
+            ["treinta", "cuarenta", "cincuenta", "sesenta", "setenta", "ochenta", "noventa"],
+            strict=True,
+        )
     )
     for ten, name in tens.items():
         words[name] = ten

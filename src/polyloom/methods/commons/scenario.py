@@ -15,7 +15,7 @@ from polyloom.core.errors import UserError, closest
 from polyloom.methods.commons.engine import Allocation, Growth, Resource, Sense, check_resource
 
 FOLDER = Path(__file__).parent
-OWN_KEYS = ("role", "regrow", "talk", "example", "unit", "resource", "places", "question", "stock", "caught", "report")
+OWN_KEYS = ("role", "regrow", "talks", "example", "unit", "resource", "places", "question", "stock", "caught", "report")
 
 
 class _Numbers(BaseModel):
@@ -96,7 +96,7 @@ class Scenario:
             others=words.join(others),
             count_others=len(others),
             regrow=self.regrow,
-            talk=words.say("talk") if talks else "",
+            talk=words.say("talks") if talks else "",
             example=example if resource.growth_high is None else "",
         ).strip()
 
