@@ -112,7 +112,7 @@ CARD = RoomCard(
         ),
         _verb("replay", "Play a log again and show it.", "ReplayConfig", "play"),
         _verb("branch", "Go on differently from any month of a log.", "BranchConfig", "play"),
-        _verb("compare", "Compare arms and minds on the same seeds.", "CompareConfig", "play"),
+        _verb("compare", "Compare arms and minds on the same seeds.", "CompareConfig", "compare"),
     ),
     order=100,
     equations=(

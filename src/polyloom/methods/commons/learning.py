@@ -92,7 +92,7 @@ def learn(
 def _choose(values: NDArray[np.float64], explore: float, random: np.random.Generator) -> Whole:
     """Return the best action of each agent, or a random one with probability `explore`."""
     shape = values.shape[:2]
-    best = values.argmax(-1)
+    best: Whole = values.argmax(-1)
     if explore <= 0:
         return best
     drawn = random.integers(0, values.shape[-1], shape)

@@ -160,8 +160,12 @@ def from_events(events: Sequence[Any], name: str) -> LoggedRun:
         raise UserError("does not begin with a start event.", where=name, hint="The log was cut at its beginning.")
     record = Trajectory(Resource(**start.resource))
     run = LoggedRun(name, record, start.agents, complete=False)
-    run.facts = {"arm": start.arm, "language": start.language, "scenario": start.scenario,
-                 "minds": ", ".join(sorted(set(start.minds)))}  # fmt: skip
+    run.facts = {
+        "arm": start.arm,
+        "language": start.language,
+        "scenario": start.scenario,
+        "minds": ", ".join(sorted(set(start.minds))),
+    }
     month: Month | None = None
     harvests: list[Harvest] = []
     replies: dict[int, str] = {}
@@ -210,7 +214,7 @@ def read_govsim(path: Path, sense: Sense | None = None) -> LoggedRun:
     rounds = _rounds(records, path, cut=bool(notes))
     record = Trajectory(resource)
     agents = sorted({row["agent_id"] for rows in rounds for row in rows}, key=_agent_key)
-    run = LoggedRun(str(path), record, [_name(records, agent) for agent in agents], notes=notes)
+    run = LoggedRun(str(path), record, [_name(records, agent, experiment) for agent in agents], notes=notes)
     for rows in rounds:
         rows = sorted(rows, key=lambda row: _agent_key(row["agent_id"]))
         stock = _whole(rows[0], "resource_in_pool_before_harvesting", path)
@@ -232,7 +236,7 @@ def read_govsim(path: Path, sense: Sense | None = None) -> LoggedRun:
     limits = {
         row["round"]: row.get("resource_limit") for row in records if row["action"] == "conversation_resource_limit"
     }
-    run.limits = [int(limits[month]) if limits.get(month) is not None else None for month in whole] if limits else []
+    run.limits = [None if limits.get(month) is None else int(limits[month] or 0) for month in whole] if limits else []
     inject = "universalization" if env.get("inject_universalization") else "baseline"
     run.facts = {"arm": inject, "scenario": scenario, "minds": str((config.get("llm") or {}).get("path", ""))}
     return run
@@ -283,8 +287,10 @@ def _rounds(records: Sequence[Mapping[str, Any]], path: Path, *, cut: bool) -> l
     order = sorted(by_round)
     for place, month in enumerate(order):
         if month != place:
-            row = by_round[month][0][0]
-            raise UserError(f"round {place} is missing before row {row}.", where=str(path), hint="Rounds count from 0.")
+            first = by_round[month][0][0]
+            raise UserError(
+                f"round {place} is missing before row {first}.", where=str(path), hint="Rounds count from 0."
+            )
     rounds = [[row for _, row in by_round[month]] for month in order]
     for month, rows in enumerate(rounds):
         agents = {row["agent_id"] for row in rows}
@@ -293,7 +299,9 @@ def _rounds(records: Sequence[Mapping[str, Any]], path: Path, *, cut: bool) -> l
             if cut and month == len(rounds) - 1 and month > 0:
                 return rounds[:-1]
             first = by_round[month][0][0]
-            what = f"round {month} (row {first} on) has {len(rows)} harvests of {len(agents)} agents, {len(before)} before."
+            what = (
+                f"round {month} (row {first} on): {len(rows)} harvests of {len(agents)} agents, {len(before)} before."
+            )
             raise UserError(what, where=str(path), hint="Every agent harvests once a round.")
     return rounds
 
@@ -317,8 +325,11 @@ def _judge_replies(run: LoggedRun, rows: Sequence[Mapping[str, Any]], stock: int
 def _whole(row: Mapping[str, Any], column: str, path: Path) -> int:
     value = row[column]
     if not isinstance(value, int | float) or value != int(value):
-        raise UserError(f"{column} of {row['agent_id']} in round {row['round']} is {value!r}.", where=str(path),
-                        hint="Amounts are whole numbers.")  # fmt: skip
+        raise UserError(
+            f"{column} of {row['agent_id']} in round {row['round']} is {value!r}.",
+            where=str(path),
+            hint="Amounts are whole numbers.",
+        )
     return int(value)
 
 
@@ -327,10 +338,11 @@ def _agent_key(agent: str) -> tuple[int, str]:
     return (int(digits.group()) if digits else 0, agent)
 
 
-def _name(records: Sequence[Mapping[str, Any]], agent: str) -> str:
-    return next(
-        (str(row["agent_name"]) for row in records if row["agent_id"] == agent and row.get("agent_name")), agent
-    )
+def _name(records: Sequence[Mapping[str, Any]], agent: str, experiment: Mapping[str, Any]) -> str:
+    """Return an agent's name, from what it said or from the configuration's personas."""
+    said = next((str(r["agent_name"]) for r in records if r["agent_id"] == agent and r.get("agent_name")), None)
+    persona = (experiment.get("personas") or {}).get(agent) or {}
+    return said or str(persona.get("name") or agent)
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -364,17 +376,33 @@ def write_govsim(events: Sequence[Any], path: Path) -> None:
         if isinstance(event, Harvest | Utter):
             who = {"agent_id": f"persona_{event.agent}", "agent_name": start.agents[event.agent]}
         if isinstance(event, Harvest):
-            rows.append({**empty, **who, "round": event.month, "action": "harvesting",
-                         "resource_in_pool_before_harvesting": stock[event.month],
-                         "resource_in_pool_after_harvesting": rest.get(event.month), "concurrent_harvesting": True,
-                         "resource_collected": event.obtained, "wanted_resource": event.ask,
-                         "html_interactions": []})  # fmt: skip
+            rows.append(
+                {
+                    **empty,
+                    **who,
+                    "round": event.month,
+                    "action": "harvesting",
+                    "resource_in_pool_before_harvesting": stock[event.month],
+                    "resource_in_pool_after_harvesting": rest.get(event.month),
+                    "concurrent_harvesting": True,
+                    "resource_collected": event.obtained,
+                    "wanted_resource": event.ask,
+                    "html_interactions": [],
+                }
+            )
         elif isinstance(event, Utter):
             rows.append({**empty, **who, "round": event.month, "action": "utterance", "utterance": event.text})
         elif isinstance(event, Agreement):
             rows.append(
                 {**empty, **who, "round": event.month, "action": "conversation_summary", "utterance": event.summary}
             )
-            rows.append({**empty, **who, "round": event.month, "action": "conversation_resource_limit",
-                         "resource_limit": event.limit})  # fmt: skip
+            rows.append(
+                {
+                    **empty,
+                    **who,
+                    "round": event.month,
+                    "action": "conversation_resource_limit",
+                    "resource_limit": event.limit,
+                }
+            )
     path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")

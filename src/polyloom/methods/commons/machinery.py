@@ -77,9 +77,9 @@ def server_part(config: CommonsStudyConfig, run: Run) -> Part:
         old.unlink()
     with mock_server(latency_seconds=LATENCY_SECONDS) as server:
         jobs = _jobs(silent, f"{server.base_url}#mock", num_runs)
-        began = time.monotonic()
+        began, cpu_began = time.monotonic(), time.process_time()
         first = _pass(run, f"first pass {time.time_ns()}", work / "first.sqlite", jobs, IN_FLIGHT)
-        elapsed = time.monotonic() - began
+        elapsed, cpu = time.monotonic() - began, time.process_time() - cpu_began
         counts = server.counts()
         second = _pass(run, f"second pass {time.time_ns()}", work / "first.sqlite", jobs, IN_FLIGHT)
         again = server.counts()["num_requests"] - counts["num_requests"]
@@ -87,13 +87,16 @@ def server_part(config: CommonsStudyConfig, run: Run) -> Part:
             "server_runs": Scalar(value=num_runs),
             "server_requests": Scalar(value=counts["num_requests"]),
             "server_seconds": Scalar(value=elapsed, unit="s"),
+            "server_client_cpu_seconds": Scalar(value=cpu, unit="s"),
             "server_peak_in_flight": Scalar(value=counts["max_in_flight"]),
             "second_pass_requests": Scalar(value=again),
             "second_pass_equal": Scalar(value=first == second),
         }
         found |= _sameness(run, server, work)
-    said = (f"{num_runs} no-talk runs of 12 months: {counts['num_requests']} requests in {elapsed:.1f} s against a server "
-            f"of {1000 * LATENCY_SECONDS:.0f} ms, {counts['max_in_flight']} in flight; the second pass asked {again}.")  # fmt: skip
+    said = (
+        f"{num_runs} no-talk runs of 12 months: {counts['num_requests']} requests in {elapsed:.1f} s against a server "
+        f"of {1000 * LATENCY_SECONDS:.0f} ms, {counts['max_in_flight']} in flight; the second pass asked {again}."
+    )
     return Part(scalars=found, verdicts=[said])
 
 
@@ -125,8 +128,10 @@ def plumbing_part(config: CommonsStudyConfig, run: Run) -> Part:
     """Train the tiny model, let it play, and compare batched decoding with one by one."""
     folder = run.path / "artifacts" / "tiny-model"
     full = config.profile == "full"
-    loss = run.once("tiny model", lambda: train_tiny(folder, steps=240 if full else 60, seed=config.seed,
-                                                     check_stop=run.check_stop))  # fmt: skip
+    loss = run.once(
+        "tiny model",
+        lambda: train_tiny(folder, steps=300 if full else 120, seed=config.seed, check_stop=run.check_stop),
+    )
     ratio, identical, read = batching(folder, 64, 64, config.seed)
     scalars = {
         "tiny_loss": Scalar(value=loss, unit="nats"),
@@ -139,7 +144,7 @@ def plumbing_part(config: CommonsStudyConfig, run: Run) -> Part:
         verdicts=[
             f"A local model batched over runs takes {ratio:.1f} times less CPU than one by one; "
             f"the replies are {'identical' if identical else 'NOT identical'}."
-        ],  # fmt: skip
+        ],
         limitations=["The tiny model checks plumbing (template, batches, parser); its choices mean nothing."],
     )
 
@@ -152,8 +157,10 @@ def languages_part(config: CommonsStudyConfig, run: Run) -> Part:
     rows, trajectories, failures = [], set(), 0
     for code in language_codes():
         scenario = load_scenario("fishery", code)
-        scripted = [ScriptedMind(spec, scenario.words) for spec in ("sustainable", "noisy:0.3:sustainable", "tit-for-tat",
-                                                                   "proportional:0.12", "limit-follower")]  # fmt: skip
+        scripted = [
+            ScriptedMind(spec, scenario.words)
+            for spec in ("sustainable", "noisy:0.3:sustainable", "tit-for-tat", "proportional:0.12", "limit-follower")
+        ]
         short = replace(scenario, resource=replace(scenario.resource, num_months=2))
         reader = RuleMind()
         counts: Counter[str] = Counter()
@@ -194,5 +201,5 @@ def languages_part(config: CommonsStudyConfig, run: Run) -> Part:
         verdicts=[
             f"{len(rows)} languages: {'identical' if len(trajectories) == 1 else 'DIFFERENT'} numbers, "
             f"{failures} parse failures."
-        ],  # fmt: skip
+        ],
     )

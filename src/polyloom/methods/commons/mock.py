@@ -15,8 +15,20 @@ import regex
 from polyloom.methods.commons.minds import Answer, Situation
 from polyloom.methods.commons.scenario import language_codes, language_texts
 
-PURPOSES = ("act", "talk", "summary", "limit", "agreement", "importance", "plan", "fact", "notes", "reflect",
-            "reflect_rated", "vote")  # fmt: skip
+PURPOSES = (
+    "act",
+    "talk",
+    "summary",
+    "limit",
+    "agreement",
+    "importance",
+    "plan",
+    "fact",
+    "notes",
+    "reflect",
+    "reflect_rated",
+    "vote",
+)
 Rule = Callable[[int], int]
 
 
@@ -76,14 +88,19 @@ def rule_reply(prompt: str, rule: Rule = threshold_share, *, talks_on: bool = Tr
     }
     replies = {
         "summary": sentence["said_summary"],
-        "agreement": f"{texts['said_label_summary'].format(text=sentence['said_summary'])}\n{texts['answer_number'].format(amount=10)}",
+        "agreement": "\n".join(
+            (
+                texts["said_label_summary"].format(text=sentence["said_summary"]),
+                texts["answer_number"].format(amount=10),
+            )
+        ),
         "plan": sentence["said_plan"],
         "fact": sentence["said_fact"],
         "notes": f"{texts['said_label_plan'].format(text=sentence['said_plan'])}\n"
-                 f"{texts['said_label_fact'].format(text=sentence['said_fact'])}",
+        f"{texts['said_label_fact'].format(text=sentence['said_fact'])}",
         "reflect": sentence["said_insight"],
         "reflect_rated": texts["said_label_insight"].format(text=sentence["said_insight"]),
-    }  # fmt: skip
+    }
     return str(replies[purpose])
 
 
@@ -114,8 +131,13 @@ def _serve(connection: Connection, latency_seconds: float, rates: Mapping[str, f
     with FakeServer(server_reply, latency_seconds=latency_seconds, rates=known, seed=seed) as server:
         connection.send(server.base_url)
         while connection.recv() == "count":
-            connection.send({"num_requests": server.num_requests, "max_in_flight": server.max_in_flight,
-                             "num_faults": sum(server.faults.values())})  # fmt: skip
+            connection.send(
+                {
+                    "num_requests": server.num_requests,
+                    "max_in_flight": server.max_in_flight,
+                    "num_faults": sum(server.faults.values()),
+                }
+            )
 
 
 class MockServer:

@@ -14,9 +14,22 @@ from polyloom.methods.commons.numbers import to_digits
 State = Literal["ok", "clamped", "coerced", "ambiguous", "invalid", "truncated", "missing"]
 READABLE: frozenset[State] = frozenset({"ok", "clamped", "coerced"})
 MARKERS = (
-    "final answer", "answer", "so, the answer is", "the answer is", "答案", "回答", "答え", "答", "antwort", "réponse",
-    "reponse", "respuesta", "resposta", "risposta", "ответ",
-)  # fmt: skip
+    "final answer",
+    "answer",
+    "so, the answer is",
+    "the answer is",
+    "答案",
+    "回答",
+    "答え",
+    "答",
+    "antwort",
+    "réponse",
+    "reponse",
+    "respuesta",
+    "resposta",
+    "risposta",
+    "ответ",
+)
 _MARKER = regex.compile(r"(?:" + "|".join(MARKERS) + r")\s*:|so,? the answer is", regex.I)
 _THINK = regex.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", regex.S | regex.I)
 _OPEN_THINK = regex.compile(r"<think(?:ing)?>", regex.I)
@@ -100,8 +113,10 @@ def _json_number(text: str) -> float | None:
 
 def _numbers(text: str) -> list[float]:
     text = _THOUSANDS.sub(lambda match: regex.sub(r"\D", "", match.group()), text)
-    return [float(regex.sub(r"\s", "", one).replace(",", ".").translate({0x2212: "-", 0x2013: "-"})) for one in
-            (match.group() for match in _NUMBER.finditer(text))]  # fmt: skip
+    return [
+        float(regex.sub(r"\s", "", one).replace(",", ".").translate({0x2212: "-", 0x2013: "-"}))
+        for one in (match.group() for match in _NUMBER.finditer(text))
+    ]
 
 
 def _read_tail(tail: str, low: int, high: int) -> Quantity:
@@ -126,7 +141,7 @@ def _bounded(value: float, low: int, high: int) -> Quantity:
 
 
 _NO_LIMIT = regex.compile(
-    r"\bn\s*/\s*a\b|\bnone\b|\bno\s+(?:\w+\s+)?(?:agreement|limit|consensus)|\bnot\s+agree|\bkein\w*|\bniemand|\baucun\w*|"
+    r"\bn\s*/\s*a\b|\bnone\b|\bno\s+(?:\w+\s+)?(?:agreement|limit|consensus)|\bnot\s+agree|\bkein\w*|\bniemand|\baucun\w*|"  # noqa: E501
     r"pas d['’]accord|\bningun[oa]?\b|\bningún\b|\bsin acuerdo|なし|無し|合意.{0,6}(?:ない|ません)|无|没有|未达成|沒有|無",
     regex.I,
 )
@@ -135,7 +150,7 @@ _TOTAL = regex.compile(
     regex.I,
 )
 _EACH = regex.compile(
-    r"(?:each|per (?:person|agent|head|fisherman|farmer|\w+er)|apiece|pro kopf|pro person|jede|jeder|chacun|par personne|"
+    r"(?:each|per (?:person|agent|head|fisherman|farmer|\w+er)|apiece|pro kopf|pro person|jede|jeder|chacun|par personne|"  # noqa: E501
     r"cada uno|por persona|cada|每人|各自|每位|一人あたり|それぞれ|各)",
     regex.I,
 )
@@ -175,8 +190,12 @@ def agreed_limit(text: str) -> int | None:
 
 def _without_totals(clause: str) -> str:
     """Drop "N in total" from a clause that has another number."""
-    kept = regex.sub(r"\d+(?:[.,]\d+)?\s*\p{L}*\s*(?:in total|altogether|combined|insgesamt|au total|en total)", "", clause,
-                     flags=regex.I)  # fmt: skip
+    kept = regex.sub(
+        r"\d+(?:[.,]\d+)?\s*\p{L}*\s*(?:in total|altogether|combined|insgesamt|au total|en total)",
+        "",
+        clause,
+        flags=regex.I,
+    )
     kept = regex.sub(
         r"(?:in total|total of|insgesamt|au total|en total|合計|总共|总计|共计|一共)\D{0,6}\d+", "", kept, flags=regex.I
     )
@@ -198,7 +217,7 @@ _FINISHED = (
 _FINISHED += (
     r"conversación terminada[^:\n]*|对话结束[^:\n]*|対話終了[^:\n]*|会話終了[^:\n]*|conversation conclusion by \w+"
 )
-_NEXT = r"next speaker|nächste(?:r)? (?:sprecher(?:in)?|person)|prochain(?:e)? (?:orateur|personne)|siguiente (?:orador|persona)|"
+_NEXT = r"next speaker|nächste(?:r)? (?:sprecher(?:in)?|person)|prochain(?:e)? (?:orateur|personne)|siguiente (?:orador|persona)|"  # noqa: E501
 _NEXT += r"下一位发言者|下一位|次の発言者|次の話し手"
 _FIELDS = regex.compile(rf"^\s*(?:(?P<r>{_RESPONSE})|(?P<f>{_FINISHED})|(?P<n>{_NEXT}))\s*:", regex.I | regex.M)
 _YES = regex.compile(r"^\W*(?:yes|ja|oui|sí|si|是|はい|对|true)\b|^\W*(?:是|はい|对)", regex.I)
@@ -249,4 +268,5 @@ def _speaker(text: str | None, participants: Sequence[str]) -> str | None:
     inside = [
         name for name in participants if regex.search(rf"(?<!\p{{L}}){regex.escape(name.casefold())}(?!\p{{Ll}})", said)
     ]
-    return (exact or inside or [None])[0]
+    found = exact or inside
+    return found[0] if found else None

@@ -13,7 +13,6 @@ from polyloom.core.result import Artifact, Result, Scalar, Series, Table
 from polyloom.methods.commons.arms import read_arm
 from polyloom.methods.commons.config import (
     BranchConfig,
-    CompareConfig,
     GameConfig,
     MindsConfig,
     ReplayConfig,
@@ -54,8 +53,6 @@ from polyloom.methods.commons.scoring import (
     why,
 )
 from polyloom.methods.commons.simulation import Setting, Simulation, start_event, with_arm_horizon
-from polyloom.metrics.statistics import compare_paired, correct_family
-from polyloom.metrics.survival import log_rank
 from polyloom.runs.folder import Run
 
 EVENTS = Artifact(
@@ -134,11 +131,12 @@ def run_run(config: RunConfig, run: Run) -> Result:
         series=group_series({config.arm: logged}),
         artifacts={"events": EVENTS, "transcript": transcript_file, "log_env": govsim_file},
         verdicts=[f"{one.name}: {why(one)}" for one in logged[:10]],
-        limitations=[*limitations(logged), ETHICS, *_scripted(specs)],
+        limitations=[*limitations(logged), ETHICS, *scripted_limitation(specs)],
     )
 
 
-def _scripted(specs: Sequence[str]) -> list[str]:
+def scripted_limitation(specs: Sequence[str]) -> list[str]:
+    """Say so where all agents are scripts."""
     if all(is_policy(spec) for spec in specs):
         return ["The agents are scripts: this shows the game and the machinery, not the behaviour of language models."]
     return []
@@ -166,8 +164,13 @@ def play_all(config: MindsConfig, jobs: Sequence[Job], ledger: Ledger, run: Run)
                 account = cast.account
         calls = sum(row[0] for row in ledger.calls.values())
         cached = sum(row[1] for row in ledger.calls.values())
-        counts = {"num_calls": calls, "num_calls_cached": cached, "num_requests_sent": account.num_sent,
-                  "prompt_tokens": account.prompt_tokens, "reply_tokens": account.completion_tokens}  # fmt: skip
+        counts = {
+            "num_calls": calls,
+            "num_calls_cached": cached,
+            "num_requests_sent": account.num_sent,
+            "prompt_tokens": account.prompt_tokens,
+            "reply_tokens": account.completion_tokens,
+        }
         return texts, {
             **{name: Scalar(value=value) for name, value in counts.items()},
             "cost": Scalar(value=ledger.cost),
@@ -232,66 +235,6 @@ def transcript(events: Sequence[Any]) -> str:
     return "\n".join(lines)
 
 
-def run_compare(config: CompareConfig, run: Run) -> Result:
-    """Compare arms and minds on the same seeds: paired intervals, survival curves, log-rank tests."""
-    cells = [(arm, mind) for arm in config.arms for mind in config.minds]
-    names = {cell: f"{cell[0]}/{cell[1]}" for cell in cells}
-    base = config.baseline or names[cells[0]]
-    if base not in names.values():
-        raise UserError(f"there is no {base!r}.", where="--baseline", hint=closest(base, names.values()))
-    if config.num_seeds < 2 or len(cells) < 2:
-        raise UserError("needs at least 2 seeds and 2 cells.", where="--num-seeds, --arms, --minds")
-    jobs = []
-    for arm, mind in cells:
-        setting = setting_of(config, arm)
-        check_specs(config, [mind], config.num_agents)
-        for i in range(config.num_seeds):
-            jobs.append(Job(f"{len(jobs):05d}", setting, [mind], config.seed + i, len(jobs)))
-    texts, costs = play_all(config, jobs, Ledger(config.price_in, config.price_out, config.budget), run)
-    path = run.artifact("events.jsonl")
-    write_text(path, "".join(texts))
-    logged = event_runs(path)
-    groups = {names[cell]: logged[i * config.num_seeds : (i + 1) * config.num_seeds] for i, cell in enumerate(cells)}
-    scalars: dict[str, Scalar] = dict(costs)
-    for name, runs in groups.items():
-        scalars |= group_scalars(runs, f"{name}.")
-    table, verdicts = _paired(groups, base, config.margin, config.seed)
-    return run.result(
-        scalars=scalars,
-        tables={"paired": table, "runs": runs_table(logged)},
-        series=group_series(groups),
-        artifacts={"events": EVENTS},
-        verdicts=verdicts,
-        limitations=[*limitations(logged), ETHICS, *_scripted(config.minds),
-                     f"{config.num_seeds} seeds: the smallest difference that would be found is in the table."],
-    )  # fmt: skip
-
-
-def _paired(groups: dict[str, list[LoggedRun]], base: str, margin: float, seed: int) -> tuple[Table, list[str]]:
-    """Compare every group with the base by efficiency over seeds, Holm-corrected together."""
-    comparisons, names, curves = [], [], []
-    for name, runs in groups.items():
-        pairs = [(a, b) for a, b in zip(runs, groups[base], strict=True) if a.counts and b.counts]
-        if name == base or len(pairs) < 2:
-            continue
-        scores = [(a.score().efficiency, b.score().efficiency) for a, b in pairs]
-        comparisons.append(compare_paired([a for a, _ in scores], [b for _, b in scores], margin=margin, seed=seed))
-        names.append(name)
-        lives = [([r.trajectory.num_months for r in side], [r.trajectory.collapsed for r in side])
-                 for side in zip(*pairs, strict=True)]  # fmt: skip
-        curves.append(log_rank(*lives[0], *lives[1]))
-    rows: list[list[Any]] = []
-    verdicts = []
-    for name, one, p in zip(names, correct_family(comparisons), curves, strict=True):
-        difference = one.difference
-        rows.append([name, one.num_pairs, one.mean_a, one.mean_b, difference.value, difference.low, difference.high,
-                     one.corrected_p, p, one.minimum_detectable, one.word])  # fmt: skip
-        verdicts.append(f"{name} against {base}, efficiency: {one.word} ({difference.value:+.1f} points).")
-    columns = ["group", "pairs", "efficiency %", "base %", "difference", "low", "high", "corrected p", "log-rank p",
-               "detectable difference", "word"]  # fmt: skip
-    return Table(columns=columns, rows=rows, title=f"Against {base}"), verdicts
-
-
 def _load(log: str, number: int) -> tuple[list[Any], Path]:
     """Return the events of one run of a log; a `log_env.json` is made into events without calls."""
     path = Path(log)
@@ -314,8 +257,11 @@ def _govsim_events(path: Path) -> list[Any]:
     record = logged.trajectory
     scenario = "trash" if record.resource.sense == "remove" else "fishery"
     words = load_scenario(scenario)
-    setting = Setting(Scenario(words.name, words.title, record.resource, words.words), read_arm("baseline"),
-                      num_agents=len(logged.agents))  # fmt: skip
+    setting = Setting(
+        Scenario(words.name, words.title, record.resource, words.words),
+        read_arm("baseline"),
+        num_agents=len(logged.agents),
+    )
     start = start_event(0, 0, setting, ["log"] * len(logged.agents))
     events: list[Any] = [Start(**{**start, "agents": logged.agents})]
     for month, asks in enumerate(record.asks):
@@ -324,8 +270,11 @@ def _govsim_events(path: Path) -> list[Any]:
             events.append(
                 Harvest(type="harvest", run=0, month=month, agent=agent, ask=ask, obtained=amount, status="ok")
             )
-        events += [Utter(type="utterance", run=0, month=month, agent=turn.agent, text=turn.text, ended=None, next=None)
-                   for turn in logged.turns if turn.month == month]  # fmt: skip
+        events += [
+            Utter(type="utterance", run=0, month=month, agent=turn.agent, text=turn.text, ended=None, next=None)
+            for turn in logged.turns
+            if turn.month == month
+        ]
     return events
 
 
@@ -359,10 +308,16 @@ def run_replay(config: ReplayConfig, run: Run) -> Result:
     if not table.rows:
         raise UserError(f"the log has no month {config.month}.", where=config.log)
     write_text(run.artifact("transcript.md"), transcript(events))
-    taken = {name: Series(x=list(range(1, logged.trajectory.num_months + 1)),
-                          y=[float(m[i]) if i < len(m) else None for m in logged.trajectory.obtained], x_label="month",
-                          y_label="obtained", group="What each obtained")
-             for i, name in enumerate(start.agents)}  # fmt: skip
+    taken = {
+        name: Series(
+            x=list(range(1, logged.trajectory.num_months + 1)),
+            y=[float(m[i]) if i < len(m) else None for m in logged.trajectory.obtained],
+            x_label="month",
+            y_label="obtained",
+            group="What each obtained",
+        )
+        for i, name in enumerate(start.agents)
+    }
     return run.result(
         scalars={
             **group_scalars([logged]),
@@ -444,8 +399,10 @@ def run_branch(config: BranchConfig, run: Run) -> Result:
     )
     branch.name, original.name = "branch", "log"
     ours, theirs = branch.score(), original.score()
-    differences = {f"{name}_difference": Scalar(value=getattr(ours, name) - getattr(theirs, name))
-                   for name in ("months", "gain", "efficiency")}  # fmt: skip
+    differences = {
+        f"{name}_difference": Scalar(value=getattr(ours, name) - getattr(theirs, name))
+        for name in ("months", "gain", "efficiency")
+    }
     return run.result(
         scalars={**group_scalars([branch], "branch."), **group_scalars([original], "log."), **differences},
         tables={"runs": runs_table([original, branch])},
@@ -466,8 +423,13 @@ def _unlogged(mind: Mind, script: Mind, known: bool) -> Mind:
 
 def _stock(logged: LoggedRun) -> Series:
     record = logged.trajectory
-    return Series(x=list(range(1, record.num_months + 1)), y=[float(h) for h in record.stocks], x_label="month",
-                  y_label="stock at the start of the month", group="Stock")  # fmt: skip
+    return Series(
+        x=list(range(1, record.num_months + 1)),
+        y=[float(h) for h in record.stocks],
+        x_label="month",
+        y_label="stock at the start of the month",
+        group="Stock",
+    )
 
 
 def _changed_asks(asks: Sequence[str], start: Start, setting: Setting, month: int) -> dict[tuple[int, int], str]:

@@ -56,8 +56,10 @@ class Words:
     def names(self, num_agents: int) -> list[str]:
         """Return that many different names; beyond the listed ones they are numbered."""
         listed: list[str] = self.templates["names"]
-        return [listed[i % len(listed)] + (f" {i // len(listed) + 1}" if i >= len(listed) else "")
-                for i in range(num_agents)]  # fmt: skip
+        return [
+            listed[i % len(listed)] + (f" {i // len(listed) + 1}" if i >= len(listed) else "")
+            for i in range(num_agents)
+        ]
 
     @property
     def moderator(self) -> str:

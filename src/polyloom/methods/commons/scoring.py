@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from polyloom.core.errors import UserError
 from polyloom.core.result import Result, Scalar, Series, Table
 from polyloom.methods.commons.config import ScoreConfig
 from polyloom.methods.commons.logs import LoggedRun, read_logs
+from polyloom.methods.commons.recount import largest_difference
 from polyloom.metrics.statistics import Interval, t_interval, wilson_interval
 from polyloom.metrics.survival import kaplan_meier
 from polyloom.runs.folder import Run
@@ -28,6 +30,8 @@ UNITS = {
     "compliance": "%",
 }
 SHOWN_RUNS = 200
+SHOWN_SCALARS = 20
+SHOWN = ("months", "gain", "efficiency", "equality", "over_usage", "over_usage_diluted")
 ETHICS = "Transcripts of models are synthetic. What agents do here must not stand in for decisions about people."
 
 
@@ -61,8 +65,9 @@ def group_scalars(runs: Sequence[LoggedRun], prefix: str = "") -> dict[str, Scal
         if values:
             mean = mean_interval(values)
             known = len(values) > 1
-            scalars[name] = Scalar(value=mean.value, low=mean.low if known else None,
-                                   high=mean.high if known else None, unit=unit)  # fmt: skip
+            scalars[name] = Scalar(
+                value=mean.value, low=mean.low if known else None, high=mean.high if known else None, unit=unit
+            )
         elif name in ("equality", "gain"):
             scalars[name] = Scalar(value=None, unit=unit)
     return {prefix + name: scalar for name, scalar in scalars.items()}
@@ -70,10 +75,27 @@ def group_scalars(runs: Sequence[LoggedRun], prefix: str = "") -> dict[str, Scal
 
 def runs_table(runs: Sequence[LoggedRun]) -> Table:
     """Return one row per run with its state and metrics."""
-    names = ("months", "collapsed_at_end", "total", "gain", "efficiency", "equality", "over_usage", "over_ask",
-             "over_usage_diluted")  # fmt: skip
-    columns = ["run", "arm", "minds", "state", *(name.replace("_", " ") for name in names),
-               "over usage as taking", "agent utterances", "defaulted"]  # fmt: skip
+    names = (
+        "months",
+        "collapsed_at_end",
+        "total",
+        "gain",
+        "efficiency",
+        "equality",
+        "over_usage",
+        "over_ask",
+        "over_usage_diluted",
+    )
+    columns = [
+        "run",
+        "arm",
+        "minds",
+        "state",
+        *(name.replace("_", " ") for name in names),
+        "over usage as taking",
+        "agent utterances",
+        "defaulted",
+    ]
     rows = []
     for run in runs[:SHOWN_RUNS]:
         values = asdict(run.score())
@@ -98,8 +120,9 @@ def survival_series(runs: Sequence[LoggedRun]) -> Series | None:
     for month in range(1, horizon + 1):
         alive = steps.get(float(month), alive)
         y.append(alive)
-    return Series(x=list(range(horizon + 1)), y=y, x_label="month", y_label="share of communities not collapsed",
-                  group="Survival")  # fmt: skip
+    return Series(
+        x=list(range(horizon + 1)), y=y, x_label="month", y_label="share of communities not collapsed", group="Survival"
+    )
 
 
 def stock_series(runs: Sequence[LoggedRun]) -> Series | None:
@@ -110,13 +133,21 @@ def stock_series(runs: Sequence[LoggedRun]) -> Series | None:
     horizon = max(run.trajectory.resource.num_months for run in counted)
     means = []
     for month in range(horizon):
-        means.append(mean_interval([float(run.trajectory.stocks[month]) if month < run.trajectory.num_months else 0.0
-                                    for run in counted]))  # fmt: skip
+        means.append(
+            mean_interval(
+                [float(run.trajectory.stocks[month]) if month < run.trajectory.num_months else 0.0 for run in counted]
+            )
+        )
     banded = len(counted) > 1
-    return Series(x=list(range(1, horizon + 1)), y=[one.value for one in means],
-                  low=[one.low for one in means] if banded else None,
-                  high=[one.high for one in means] if banded else None,
-                  x_label="month", y_label="stock at the start of the month", group="Stock")  # fmt: skip
+    return Series(
+        x=list(range(1, horizon + 1)),
+        y=[one.value for one in means],
+        low=[one.low for one in means] if banded else None,
+        high=[one.high for one in means] if banded else None,
+        x_label="month",
+        y_label="stock at the start of the month",
+        group="Stock",
+    )
 
 
 def why(run: LoggedRun) -> str:
@@ -131,8 +162,10 @@ def why(run: LoggedRun) -> str:
     word = "removed" if record.resource.sense == "remove" else "taken"
     share = f"{record.thresholds[-1]} each would have kept it"
     beyond = f"; beyond it: {', '.join(over)}" if over and word == "taken" else ""
-    return (f"collapsed in month {record.num_months}: of {record.stocks[-1]} units {taken} were {word} and "
-            f"{record.rests[-1]} left ({share}{beyond}).")  # fmt: skip
+    return (
+        f"collapsed in month {record.num_months}: of {record.stocks[-1]} units {taken} were {word} and "
+        f"{record.rests[-1]} left ({share}{beyond})."
+    )
 
 
 def limitations(runs: Sequence[LoggedRun]) -> list[str]:
@@ -159,8 +192,14 @@ def limitations(runs: Sequence[LoggedRun]) -> list[str]:
     return said
 
 
+def _short(name: str) -> str:
+    """Return what tells a log from others: its folder, or its file and number."""
+    path = Path(name)
+    return path.parent.name if path.name == "log_env.json" else path.name
+
+
 def run_score(config: ScoreConfig, run: Run) -> Result:
-    """Score logs: metrics of every run by the formulas, the diluted variant, and the state of incomplete or invalid runs.
+    """Score logs: every metric by its formula, the diluted variant, and the state of incomplete or invalid runs.
 
     Raises:
         UserError: no log, or a log of another schema.
@@ -173,8 +212,17 @@ def run_score(config: ScoreConfig, run: Run) -> Result:
     for name, made in (("all_runs", survival_series(runs)), ("mean_stock", stock_series(runs))):
         if made is not None:
             series[name] = made
+    scalars = group_scalars(runs)
+    for one in runs[:SHOWN_SCALARS]:
+        values = asdict(one.score())
+        scalars |= {f"{_short(one.name)}.{name}": Scalar(value=values[name], unit=UNITS.get(name)) for name in SHOWN}
+    whole = [one for one in runs if one.name.endswith(".json") and not one.notes]
+    if whole:
+        differences = [largest_difference(one, Path(one.name)) for one in whole]
+        scalars["largest_difference_from_recount"] = Scalar(value=max(differences))
+        scalars["num_recounted"] = Scalar(value=len(whole))
     return run.result(
-        scalars=group_scalars(runs),
+        scalars=scalars,
         tables={"runs": runs_table(runs)},
         series=series,
         verdicts=[f"{one.name}: {why(one)}" for one in runs[:20]],

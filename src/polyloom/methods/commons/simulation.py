@@ -375,16 +375,45 @@ def play_numbers(
         zip(record.stocks, record.thresholds, record.asks, record.obtained, record.rests, strict=True)
     ):
         add = events.append
-        add({"run": run, "type": "month", "month": month, "stock": stock, "threshold": share, "hint": share,
-             "agents": len(asks)})  # fmt: skip
+        add(
+            {
+                "run": run,
+                "type": "month",
+                "month": month,
+                "stock": stock,
+                "threshold": share,
+                "hint": share,
+                "agents": len(asks),
+            }
+        )
         for agent, (ask, amount) in enumerate(zip(asks, amounts, strict=True)):
-            add({"run": run, "type": "harvest", "month": month, "agent": agent, "ask": ask, "obtained": amount,
-                 "status": "ok"})  # fmt: skip
+            add(
+                {
+                    "run": run,
+                    "type": "harvest",
+                    "month": month,
+                    "agent": agent,
+                    "ask": ask,
+                    "obtained": amount,
+                    "status": "ok",
+                }
+            )
         last = month == record.num_months - 1
-        following = record.stocks[month + 1] if not last else setting.resource.grow(
-            rest, setting.resource.month_growth(seed, month))  # fmt: skip
-        add({"run": run, "type": "month_end", "month": month, "rest": rest, "next_stock": following,
-             "collapsed": last and record.collapsed})  # fmt: skip
+        following = (
+            record.stocks[month + 1]
+            if not last
+            else setting.resource.grow(rest, setting.resource.month_growth(seed, month))
+        )
+        add(
+            {
+                "run": run,
+                "type": "month_end",
+                "month": month,
+                "rest": rest,
+                "next_stock": following,
+                "collapsed": last and record.collapsed,
+            }
+        )
     ends = {"months": record.num_months, "collapsed": record.collapsed}
     decisions = sum(len(month) for month in record.asks)
     events.append({"run": run, "type": "end", **ends, "decisions": decisions, "defaulted": 0})

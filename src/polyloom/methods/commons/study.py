@@ -78,8 +78,16 @@ def policies_part(config: CommonsStudyConfig, run: Run) -> Part:
         rows.append(
             [spec, one.months, one.total, one.efficiency, one.equality, one.over_usage, one.collapsed_at_end, right]
         )
-    columns = ["policy of all five", "months", "total", "efficiency %", "equality %", "over-usage %", "collapsed at end",
-               "as worked out"]  # fmt: skip
+    columns = [
+        "policy of all five",
+        "months",
+        "total",
+        "efficiency %",
+        "equality %",
+        "over-usage %",
+        "collapsed at end",
+        "as worked out",
+    ]
     series, num_runs = {}, 200
     for spec in POLICY_ARMS:
         specs = [spec] * 5 if spec != "tit-for-tat" else ["noisy:0.05:sustainable", *["tit-for-tat"] * 4]
@@ -153,8 +161,12 @@ def learners_part(config: CommonsStudyConfig, run: Run) -> Part:
             scalars[f"learners_{rule}_{name}"] = Scalar(value=mean.value, low=mean.low, high=mean.high)
         stocks = np.stack([*played.stocks, *[np.zeros(seeds)] * (resource.num_months - len(played.stocks))])
         series[f"stock {rule} learners"] = Series(
-            x=list(range(1, resource.num_months + 1)), y=stocks.mean(1).tolist(), x_label="month",
-            y_label="stock at the start of the month", group="Learners")  # fmt: skip
+            x=list(range(1, resource.num_months + 1)),
+            y=stocks.mean(1).tolist(),
+            x_label="month",
+            y_label="stock at the start of the month",
+            group="Learners",
+        )
     cpu = time.process_time() - began
     for place, name in enumerate(("survival", "efficiency")):
         difference = mean_interval((outcome["universalizing"][place] - outcome["independent"][place]).tolist())
@@ -167,11 +179,15 @@ def learners_part(config: CommonsStudyConfig, run: Run) -> Part:
     return Part(
         scalars=scalars,
         series=series,
-        verdicts=[f"Learners that imagine all acting alike survive {gap.value:+.2f} more often and are {points.value:+.0f} "
-                  f"points more efficient than independent ones, over {seeds} worlds."],  # fmt: skip
-        limitations=["Tabular learners show the principle of universalization; they say nothing about language models.",
-                     "A universalizing learner is given the rule of growth, which an independent one has to find."],
-    )  # fmt: skip
+        verdicts=[
+            f"Learners that imagine all acting alike survive {gap.value:+.2f} more often and are {points.value:+.0f} "
+            f"points more efficient than independent ones, over {seeds} worlds."
+        ],
+        limitations=[
+            "Tabular learners show the principle of universalization; they say nothing about language models.",
+            "A universalizing learner is given the rule of growth, which an independent one has to find.",
+        ],
+    )
 
 
 def _rate(work: Callable[[], int], seconds: float) -> float:
@@ -212,7 +228,7 @@ def speed_part(config: CommonsStudyConfig, run: Run) -> Part:
         verdicts=[
             f"{rates['months_per_second_with_events']:,.0f} months a CPU second with the event log, "
             f"{rates['months_per_second']:,.0f} without, {rates['batch_months_per_second_noisy']:,.0f} in numpy."
-        ],  # fmt: skip
+        ],
         limitations=[
             "Months a second are of this machine, one thread, CPU time; _short has a shortage in most months."
         ],
@@ -266,7 +282,7 @@ def run_study(config: CommonsStudyConfig, run: Run) -> Result:
                 media_type="text/markdown",
                 description="A community of scripts, month by month",
             )
-        },  # fmt: skip
+        },
         verdicts=whole.verdicts,
         limitations=[*dict.fromkeys(whole.limitations), *_too_little(config), ETHICS],
     )
@@ -283,8 +299,10 @@ def _part(name: str, config: CommonsStudyConfig, run: Run) -> Part:
 def _too_little(config: CommonsStudyConfig) -> list[str]:
     if config.profile == "full":
         return []
-    return ["The quick profile asks a server of 12 runs and trains learners for fewer episodes; it is too little to decide "
-            "how fast a server study is. Nothing here decides anything about a language model: use run and compare."]  # fmt: skip
+    return [
+        "The quick profile asks a server of 12 runs and trains learners for fewer episodes; it is too little to decide "
+        "how fast a server study is. Nothing here decides anything about a language model: use run and compare."
+    ]
 
 
 def _conversation(config: CommonsStudyConfig, run: Run) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from polyloom.core.errors import UserError
 from polyloom.core.result import Artifact, Result, Scalar, Series, Table
@@ -123,7 +123,7 @@ def run_subskills(config: SubskillsConfig, run: Run) -> Result:
                 rows=details[:200],
                 title="Answers (the first 200)",
             ),
-        },  # fmt: skip
+        },
         series={
             "right": Series(
                 x=list(range(len(SKILLS))),
@@ -135,14 +135,14 @@ def run_subskills(config: SubskillsConfig, run: Run) -> Result:
                 y_label="right answers, %",
                 group="Skills",
             )
-        },  # fmt: skip
+        },
         artifacts={
             "prompts": Artifact(path="artifacts/prompts.txt", media_type="text/plain", description="Every prompt")
         },
         verdicts=[
             f"{skill}: {100 * one.value:.0f}% right [{100 * one.low:.0f}, {100 * one.high:.0f}]."
             for skill, one in zip(SKILLS, shares, strict=True)
-        ],  # fmt: skip
+        ],
         limitations=["An answer in which no number can be read counts as wrong, and is counted."]
         + (
             ["The solver knows the answers: this checks questions, parser and grading."]
@@ -170,7 +170,11 @@ def _two_keys(items: list[Item], answers: list[int | None], scenario: Scenario) 
 def _ask(config: SubskillsConfig, items: list[Item], scenario: Scenario, run: Run) -> list[str]:
     if config.mind == "solver":
         return [scenario.words.say("answer_number", amount=correct_answer(item, scenario)) for item in items]
-    settings = {"max_tokens": config.max_tokens, "temperature": config.temperature, "seed": config.seed}
+    settings: dict[str, Any] = {
+        "max_tokens": config.max_tokens,
+        "temperature": config.temperature,
+        "seed": config.seed,
+    }
 
     async def work() -> list[str]:
         with run.progress("questions", len(items)) as advance:

@@ -34,38 +34,70 @@ ACTS = {
     "punishment": "relational",
 }
 KINDS = ("information", "negotiation", "relational")
-# Cues of every act; a longer text holds several, so the first act of this order whose cues outweigh the others wins ties.
+# Cues of every act; a longer text holds several, so the first act of this order whose cues outweigh the others wins ties.  # noqa: E501
 CUES: dict[str, tuple[tuple[str, float], ...]] = {
     "punishment": ((r"\bfine\b|\bpenalt|\bpunish|\bsanction|\bexclude|strafe|amende|multa|罚|罰", 3.0),),
-    "excusing_behaviour": ((r"\bsorry\b|\bapologi|\bmy mistake|i didn't mean|entschuldig|désolé|perdón|对不起|抱歉|すみません|申し訳", 3.0),),
+    "excusing_behaviour": (
+        (
+            r"\bsorry\b|\bapologi|\bmy mistake|i didn't mean|entschuldig|désolé|perdón|对不起|抱歉|すみません|申し訳",
+            3.0,
+        ),
+    ),
     "expressing_disagreement": (
-        (r"\bdisagree|i don't (?:think|agree)|not (?:fair|acceptable)|\btook more than|widerspreche|pas d'accord(?! :)", 3.0),
+        (
+            r"\bdisagree|i don't (?:think|agree)|not (?:fair|acceptable)|\btook more than|widerspreche|pas d'accord(?! :)",  # noqa: E501
+            3.0,
+        ),
         (r"mehr als \d+ \w+ genommen|a pris plus de|tomó más de|取了超过|より多く取った|反对|反対", 3.0),
     ),
     "consensus_seeking": (
-        (r"\bi (?:completely |totally |fully )?agree\b|\bagree with|\bon the same page|\ball aligned|\bsecond \w+'s", 2.0),
-        (r"\bsounds? (?:good|like a (?:solid|fair|sensible|wise|great))|\b(?:solid|wise|great) (?:plan|decision|idea)", 1.5),
-        (r"works for me|\bcommit(?:ted|ment)?\b|stick to|\bour agreement|\bagreed limit|einverstanden|d'accord|de acuerdo|同意|賛成", 1.0),
+        (
+            r"\bi (?:completely |totally |fully )?agree\b|\bagree with|\bon the same page|\ball aligned|\bsecond \w+'s",
+            2.0,
+        ),
+        (
+            r"\bsounds? (?:good|like a (?:solid|fair|sensible|wise|great))|\b(?:solid|wise|great) (?:plan|decision|idea)",  # noqa: E501
+            1.5,
+        ),
+        (
+            r"works for me|\bcommit(?:ted|ment)?\b|stick to|\bour agreement|\bagreed limit|einverstanden|d'accord|de acuerdo|同意|賛成",  # noqa: E501
+            1.0,
+        ),
         (r"\bappreciate|thanks for the (?:positive )?", 0.5),
     ),
     "solution_proposing": (
         (r"\bi (?:propose|suggest)\b|\bperhaps we could|\bmaybe we (?:could|can|should)|\bwe could\b|how about", 2.0),
-        (r"\bset a (?:limit|meeting|quota)|\bquota|\brotating schedule|\bsystem\b|\blet us each\b|lasst uns|prenons|tomemos|吧|にしよう|どうでしょう", 1.0),
+        (
+            r"\bset a (?:limit|meeting|quota)|\bquota|\brotating schedule|\bsystem\b|\blet us each\b|lasst uns|prenons|tomemos|吧|にしよう|どうでしょう",  # noqa: E501
+            1.0,
+        ),
         (r"\blet's (?:aim|schedule|set)\b|at most \d+", 1.0),
     ),
     "persuasion": (
-        (r"\bkeep up the|\blet's (?:continue|all|work together)|\bwe must\b|\bit's (?:crucial|important|essential)", 1.0),
-        (r"\bgreat job|\bwill (?:not only|help us)|live more sustainably|\bplease\b|bitte|merci de|por favor|请|ほしい", 0.8),
+        (
+            r"\bkeep up the|\blet's (?:continue|all|work together)|\bwe must\b|\bit's (?:crucial|important|essential)",
+            1.0,
+        ),
+        (
+            r"\bgreat job|\bwill (?:not only|help us)|live more sustainably|\bplease\b|bitte|merci de|por favor|请|ほしい",
+            0.8,
+        ),
     ),
     "problem_identification": (
-        (r"\btoo (?:much|heavy|many)\b|\bdeplet|\bconcern|\brisk|\bproblem|\bwon't recover|減り続け|zu viel|trop|demasiado|太多", 1.2),
+        (
+            r"\btoo (?:much|heavy|many)\b|\bdeplet|\bconcern|\brisk|\bproblem|\bwon't recover|減り続け|zu viel|trop|demasiado|太多",  # noqa: E501
+            1.2,
+        ),
         (r"\bneed to keep an eye|what do you (?:guys )?think", 0.4),
     ),
     "information_sharing": (
-        (r"\bi (?:noticed|caught|took)\b|\bit looks like|\binteresting (?:report|observation)|\bthanks for (?:sharing|the update)", 1.0),
+        (
+            r"\bi (?:noticed|caught|took)\b|\bit looks like|\binteresting (?:report|observation)|\bthanks for (?:sharing|the update)",  # noqa: E501
+            1.0,
+        ),
         (r"\b\d+ tons (?:was|for me)|\bthis month\b|report\b|\bdid anyone notice|合計\d+", 0.6),
     ),
-}  # fmt: skip
+}
 _CUES = {act: [(regex.compile(pattern, regex.I), weight) for pattern, weight in cues] for act, cues in CUES.items()}
 JUDGE = (
     "Which one of these acts describes the utterance best? {acts}.\nUtterance: {text}\n"
@@ -128,7 +160,7 @@ def run_talk(config: TalkConfig, run: Run) -> Result:
                 kind="bar",
                 group="Acts",
             )
-        },  # fmt: skip
+        },
         verdicts=_verdicts(scalars),
         limitations=[*_honesty(config), *limitations(runs), ETHICS],
     )
@@ -138,7 +170,7 @@ def _honesty(config: TalkConfig) -> list[str]:
     if config.judge is not None:
         return [f"Labelled by {config.judge}; measure its agreement with people by --labels."]
     return [
-        "Labelled by cue words, mostly English ones. On 44 utterances of three published logs that one person labelled, "
+        "Labelled by cue words, mostly English ones. On 44 utterances of three published logs that one person labelled, "  # noqa: E501
         "and that the cues were written by, they agree in three of four: take shares as rough."
     ]
 

@@ -88,7 +88,7 @@ def batching(folder: Path, num_requests: int, batch_size: int, seed: int) -> tup
     pin_threads()
     model = load_model(str(folder), kind="causal")
     tokenizer = load_tokenizer(str(folder), model)
-    requests = [ask(prompt, max_tokens=24) for prompt, _ in training_pairs(num_requests, seed)]
+    requests = [ask(prompt, max_tokens=32) for prompt, _ in training_pairs(num_requests, seed)]
 
     def replies(size: int, some: Sequence[ChatRequest]) -> tuple[list[str], float]:
         chat = LocalChat(model, tokenizer, batch_size=size)
