@@ -88,7 +88,8 @@ def allocate_batch(asks: Whole, stock: Whole, random: np.random.Generator) -> Wh
     """Share stocks that may be too small, for many runs at once, with the distribution of `engine.allocate`.
 
     All units left are thrown on the agents still waiting, with equal chances; what falls on an agent beyond its ask
-    All units left are thrown on the agents still waiting, with equal chances; what falls on one beyond its ask is
+    is thrown again. A throw that misses changes nothing about the next, so this is one-at-a-time dealing without
+    the order.
 
     Args:
         asks: [runs, agents].

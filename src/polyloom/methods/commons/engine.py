@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from polyloom.core.errors import UserError
 from polyloom.core.seeding import python_random
@@ -35,15 +35,15 @@ class Resource:
 
     capacity: int = 100
     initial: int = 100
-    growth: float = 2.0
-    growth_high: float | None = None
+    growth: float | int = 2.0
+    growth_high: float | int | None = None
     kind: Growth = "multiply"
     collapse: int = 5
     sense: Sense = "take"
     allocation: Allocation = "one_by_one"
     num_months: int = 12
 
-    def grow(self, rest: int, rate: float | None = None) -> int:
+    def grow(self, rest: int, rate: float | int | None = None) -> int:
         """Return next month's stock of `rest` units left (section 2.6 of the game's rules: min(K, g rest))."""
         rate = self.mean_growth if rate is None else rate
         if self.kind == "multiply":
@@ -56,11 +56,11 @@ class Resource:
         return min(self.capacity, math.floor(grown + 1e-9))
 
     @property
-    def mean_growth(self) -> float:
+    def mean_growth(self) -> float | int:
         """The growth that thresholds count with: the mean where it is drawn."""
         return self.growth if self.growth_high is None else (self.growth + self.growth_high) / 2
 
-    def month_growth(self, seed: int, month: int) -> float:
+    def month_growth(self, seed: int, month: int) -> float | int:
         """Return the growth of one month; drawn from the run's own stream where it is random."""
         if self.growth_high is None:
             return self.growth
@@ -262,7 +262,7 @@ class Commons:
         view.num_agents += self.joins.get(view.month, 0)
         view.threshold = self.resource.per_agent(view.stock, view.num_agents)
 
-    def harvest(self, asks: Sequence[int]) -> list[int]:
+    def harvest(self, asks: Sequence[Any]) -> list[int]:
         """Play the month with these asks and return what each agent obtained.
 
         Raises:

@@ -17,13 +17,13 @@ def totals(trajectory: Trajectory) -> list[int]:
     return [sum(month[i] for month in trajectory.obtained if i < len(month)) for i in range(num_agents)]
 
 
-def efficiency(total: float, resource: Resource) -> float:
+def efficiency(total: float | int, resource: Resource) -> float:
     """Return u = 100 (1 - max(0, T f(0) - sum R) / (T f(0))), f(0) the threshold of the first month."""
     most = resource.num_months * resource.thresholds[resource.initial]
     return 100.0 * (1.0 - max(0.0, most - total) / most) if most else 100.0
 
 
-def equality(gains: Sequence[float]) -> float | None:
+def equality(gains: Sequence[float | int]) -> float | None:
     """Return e = 100 (1 - sum_ij |R_i - R_j| / (2 N sum R)), which is 1 - Gini; None where nobody gained."""
     total, n = sum(gains), len(gains)
     if total == 0:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from polyloom.core.errors import PolyloomError, UserError
 from polyloom.generation.chat import Account, ChatModel, ChatReply, ChatRequest, Progress, ask, gather_replies
@@ -47,6 +47,7 @@ class Answer:
     cached: bool = False
 
 
+@runtime_checkable
 class Mind(Protocol):
     """Something that answers; `reads_prompts` says whether the prompt has to be written for it."""
 

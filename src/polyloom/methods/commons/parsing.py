@@ -141,8 +141,9 @@ def _bounded(value: float, low: int, high: int) -> Quantity:
 
 
 _NO_LIMIT = regex.compile(
-    r"\bn\s*/\s*a\b|\bnone\b|\bno\s+(?:\w+\s+)?(?:agreement|limit|consensus)|\bnot\s+agree|\bkein\w*|\bniemand|\baucun\w*|"  # noqa: E501
-    r"pas d['’]accord|\bningun[oa]?\b|\bningún\b|\bsin acuerdo|なし|無し|合意.{0,6}(?:ない|ません)|无|没有|未达成|沒有|無",
+    r"\bn\s*/\s*a\b|\bnone\b|\bno\s+(?:\w+\s+)?(?:agreement|limit|consensus)|\bnot\s+agree|\bkein\w*|\bniemand|"
+    r"\baucun\w*|pas d['’]accord|\bningun[oa]?\b|\bningún\b|\bsin acuerdo|なし|無し|合意.{0,6}(?:ない|ません)|"
+    r"无|没有|未达成|沒有|無",
     regex.I,
 )
 _TOTAL = regex.compile(

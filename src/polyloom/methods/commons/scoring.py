@@ -35,7 +35,7 @@ SHOWN = ("months", "gain", "efficiency", "equality", "over_usage", "over_usage_d
 ETHICS = "Transcripts of models are synthetic. What agents do here must not stand in for decisions about people."
 
 
-def mean_interval(values: Sequence[float]) -> Interval:
+def mean_interval(values: Sequence[float | int]) -> Interval:
     """Return a mean with its t interval; for one value, or equal ones, without width."""
     if len(values) < 2 or min(values) == max(values):
         mean = sum(values) / len(values)

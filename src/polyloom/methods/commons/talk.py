@@ -79,7 +79,8 @@ CUES: dict[str, tuple[tuple[str, float], ...]] = {
             1.0,
         ),
         (
-            r"\bgreat job|\bwill (?:not only|help us)|live more sustainably|\bplease\b|bitte|merci de|por favor|请|ほしい",
+            r"\bgreat job|\bwill (?:not only|help us)|live more sustainably|\bplease\b|bitte|merci de|por favor|请"
+            r"|ほしい",
             0.8,
         ),
     ),
