@@ -40,9 +40,9 @@ def asks_of(events):
 
 @pytest.mark.parametrize("language", ["en", "zh", "ja", "de", "fr", "es"])
 def test_every_scenario_and_arm_reads_its_own_replies(language):
-    for scenario in scenario_names():
-        for arm in ARMS:
-            events = scripted(arm, language, scenario, num_months=2)
+    cells = [("fishery", arm) for arm in ARMS] + [(scenario, "baseline") for scenario in scenario_names()]
+    for scenario, arm in cells:
+        for events in [scripted(arm, language, scenario, num_months=1)]:
             assert {e["status"] for e in events if e["type"] == "harvest"} == {"ok"}
             assert all(e["limit"] is not None for e in events if e["type"] == "agreement")
             assert all(e["ended"] is not None and e["next"] is not None for e in events if e["type"] == "utterance")
@@ -109,8 +109,6 @@ def test_replies_without_a_number_are_marked_and_never_survive(reply):
     events = [json.loads(line) for line in text.splitlines()]
     assert all(e["defaulted"] and e["ask"] == 0 for e in events if e["type"] == "harvest")
     assert Counter(e["purpose"] for e in events if e["type"] == "call")["act"] == 2 * 5 * 3
-    path = Path("events.jsonl")
-    assert path.name
     with pytest.raises(PolyloomError, match="no usable number"):
         simulate(Setting(load_scenario("fishery"), ARMS["no-talk"], on_unparsed="error"), minds)
 
