@@ -78,7 +78,7 @@ def test_agent_0_opens_and_at_most_nine_speak():
     events = simulate(Setting(load_scenario("fishery", num_months=2), ARMS["baseline"]), [mind] * 5)
     turns = [e for e in events if e["type"] == "utterance"]
     assert Counter(e["month"] for e in turns) == {0: 9, 1: 9}
-    assert [e["agent"] for e in turns if e["month"] == 0][0] == 0
+    assert next(e["agent"] for e in turns) == 0
 
 
 def test_every_agent_speaks_with_its_own_mind_unless_the_published_code_is_followed():
@@ -86,7 +86,7 @@ def test_every_agent_speaks_with_its_own_mind_unless_the_published_code_is_follo
         minds = [RuleMind(spec=str(i)) for i in range(5)]
         counts = [0] * 5
 
-        def reply(prompt, i):
+        def reply(prompt, i, counts=counts):
             counts[i] += "Conversation finished" in prompt
             return rule_reply(prompt)
 
@@ -308,9 +308,13 @@ def test_bad_input_is_one_line(cli, words, said):
 
 @pytest.mark.parametrize(
     ("resource", "said"),
-    [("{capacity: 3}", "capacity 3 is below"), ("{growth: 0.5}", "growth must exceed 1"), ("{fish: 3}", "resource.fish"),
-     ("{capacity: ten}", "resource.capacity")],
-)  # fmt: skip
+    [
+        ("{capacity: 3}", "capacity 3 is below"),
+        ("{growth: 0.5}", "growth must exceed 1"),
+        ("{fish: 3}", "resource.fish"),
+        ("{capacity: ten}", "resource.capacity"),
+    ],
+)
 def test_a_scenario_file_with_impossible_numbers_is_refused(cli, tmp_path, resource, said):
     path = tmp_path / "mine.yaml"
     path.write_text(f"like: fishery\nresource: {resource}\n")
