@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from polyloom.core.errors import PolyloomError, UserError, closest
 
@@ -165,6 +165,7 @@ class Account:
             self.completion_tokens += reply.usage.completion_tokens
 
 
+@runtime_checkable
 class ChatModel(Protocol):
     """A model that answers chat requests; entered with `async with`, which holds its connections."""
 
