@@ -347,7 +347,9 @@ def test_the_parallel_environment_passes_its_own_library(recwarn):
     pettingzoo = pytest.importorskip("pettingzoo.test")
     from polyloom.methods.commons.parallel_env import make_parallel_env
 
-    pettingzoo.parallel_api_test(make_parallel_env(), num_cycles=50)
+    environment = make_parallel_env()
+    pettingzoo.parallel_api_test(environment, num_cycles=50)
+    assert len(environment.possible_agents) == 5
 
 
 def test_texts_are_whole():

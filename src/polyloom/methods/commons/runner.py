@@ -236,7 +236,7 @@ def _on_ray(setting: Setting, specs: list[str], chunks: list[list[tuple[int, int
     try:
         import ray
     except ImportError as error:
-        raise MissingExtra("ray", extra="cluster") from error
+        raise MissingExtra("ray", extra="ray") from error
     remote = ray.remote(play_chunk)
     logs: list[str] = ray.get([remote.remote(setting, specs, chunk) for chunk in chunks])
     return logs

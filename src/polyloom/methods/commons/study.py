@@ -201,9 +201,23 @@ def _rate(work: Callable[[], int], seconds: float) -> float:
 
 def speed_part(config: CommonsStudyConfig, run: Run) -> Part:
     """Count simulated months a CPU second of one thread: with the event log, without it, and in numpy."""
+    rates = speeds(2.0 if config.profile == "full" else 1.0)
+    return Part(
+        scalars={name: Scalar(value=value, unit="months/s") for name, value in rates.items()},
+        verdicts=[
+            f"{rates['months_per_second_with_events']:,.0f} months a CPU second with the event log, "
+            f"{rates['months_per_second']:,.0f} without, {rates['batch_months_per_second_noisy']:,.0f} in numpy."
+        ],
+        limitations=[
+            "Months a second are of this machine, one thread, CPU time; _short has a shortage in most months."
+        ],
+    )
+
+
+def speeds(seconds: float) -> dict[str, float]:
+    """Measure months a CPU second of every way to play, `seconds` each."""
     setting, resource = Setting(load_scenario("fishery"), ARMS["no-talk"]), Resource()
     specs = ["sustainable"] * 5
-    seconds = 2.0 if config.profile == "full" else 1.0
 
     def logged() -> int:
         return sum(bool(encode_events(play_numbers(setting, specs, seed))) * 12 for seed in range(20))
@@ -215,7 +229,7 @@ def speed_part(config: CommonsStudyConfig, run: Run) -> Part:
     def batch(name: str) -> Callable[[], int]:
         return lambda: int(play_batch(resource, [read_batch_policy(name)] * 5, 4096, 0).months.sum())
 
-    rates = {
+    return {
         "months_per_second_with_events": _rate(logged, seconds),
         "months_per_second": _rate(bare(specs), seconds),
         "months_per_second_short": _rate(bare(["constant:12"] * 5), seconds),
@@ -223,16 +237,6 @@ def speed_part(config: CommonsStudyConfig, run: Run) -> Part:
         "batch_months_per_second_noisy": _rate(batch("noisy:0.1:sustainable"), seconds),
         "batch_months_per_second_short": _rate(batch("greedy"), seconds),
     }
-    return Part(
-        scalars={name: Scalar(value=value, unit="months/s") for name, value in rates.items()},
-        verdicts=[
-            f"{rates['months_per_second_with_events']:,.0f} months a CPU second with the event log, "
-            f"{rates['months_per_second']:,.0f} without, {rates['batch_months_per_second_noisy']:,.0f} in numpy."
-        ],
-        limitations=[
-            "Months a second are of this machine, one thread, CPU time; _short has a shortage in most months."
-        ],
-    )
 
 
 PARTS: dict[str, Callable[[CommonsStudyConfig, Run], Part]] = {
