@@ -205,7 +205,7 @@ def _train_encoder(
             order = torch.randperm(len(pairs.pairs), generator=torch_generator(config.seed, "encoder", epoch))
             total = 0.0
             model.train()
-            for chunk in order.split(BATCH):
+            for chunk in order.split(BATCH):  # type: ignore[no-untyped-call]
                 batch = [pairs.pairs[int(i)] for i in chunk]
                 texts = [pool.texts[a] for a, _, _ in batch] + [pool.texts[b] for _, b, _ in batch]
                 vectors = _embed(model, tokenizer, texts, encoder.max_tokens, encoder.pooling)
@@ -218,7 +218,7 @@ def _train_encoder(
                 total += loss.item() * len(batch)
                 advance(1)
                 run.check_stop()
-            model.eval()
+            model.eval()  # type: ignore[no-untyped-call]
             losses.append(total / len(pairs.pairs))
             measures.append(judge(encoder.encode(pool.texts)))
             save_model(model, run.checkpoints / f"epoch-{epoch + 1}", tokenizer)

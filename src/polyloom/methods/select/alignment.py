@@ -132,7 +132,7 @@ def train_head(
     for epoch in range(num_epochs):
         order = torch.randperm(len(pairs), generator=torch_generator(seed, "head", epoch))
         total = 0.0
-        for chunk in order.split(batch_size):
+        for chunk in order.split(batch_size):  # type: ignore[no-untyped-call]
             loss = head_loss(weight, x[first[chunk]], x[second[chunk]], labels[chunk])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

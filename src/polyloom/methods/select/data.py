@@ -418,7 +418,7 @@ def _read_hub(name: str, num_examples: int) -> Iterator[PoolTask]:
 
 def _import_datasets() -> Any:
     try:
-        import datasets
+        import datasets  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
         raise MissingExtra("datasets", extra="datasets") from error
     return datasets

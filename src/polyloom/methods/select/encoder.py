@@ -92,7 +92,7 @@ class Encoder:
         rows: list[list[int]] = given["input_ids"]
         full = [i for i, row in enumerate(rows) if len(row) >= self.max_tokens]
         for i in full:
-            length = len(tokenizer(texts[i], verbose=False)["input_ids"])  # type: ignore[arg-type]
+            length = len(tokenizer(texts[i], verbose=False)["input_ids"])
             if length > self.max_tokens:
                 self.truncated[texts[i]] = length
         empty = next((i for i, row in enumerate(rows) if not row), None)

@@ -105,7 +105,8 @@ def world_test(
     """Return the test items of a world task and a few examples of it for the rivals that need some."""
     pairs = world_examples(name, languages, "test", num, seed)
     train = world_examples(name, languages, "train", 200, seed)
-    return make_test(pairs, [answer for _, answer in train], target.instructions, plain_prompt, seed), train[:32]
+    items = make_test(pairs, [answer for _, answer in train], target.instructions, plain_prompt, seed)
+    return items, list(train[:32])
 
 
 def true_relatedness(target: str, pool: Pool, languages: Sequence[str]) -> np.ndarray:

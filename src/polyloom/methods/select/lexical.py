@@ -43,12 +43,21 @@ def terms(text: str, kind: Lexical) -> Counter[str]:
             at both ends; `bm25` words.
     """
     if kind == "char":
-        padded = [f" {word} " for word in text.lower().split()]
-        return Counter(w[i : i + n] for w in padded for n in (3, 4, 5) for i in range(max(1, len(w) - n + 1)) if w)
+        return Counter(piece for word in text.lower().split() for piece in _pieces(f" {word} "))
     tokens = words(text)
     if kind == "tfidf":
         tokens = tokens + [f"{a} {b}" for a, b in itertools.pairwise(tokens)]
     return Counter(tokens)
+
+
+def _pieces(word: str) -> list[str]:
+    pieces: list[str] = []
+    for n in (3, 4, 5):
+        pieces += [word[i : i + n] for i in range(max(1, len(word) - n + 1))]
+        if len(word) <= n:
+            # A word that is no longer than the piece is one piece, counted once.
+            break
+    return pieces
 
 
 def _hashes(names: Sequence[str]) -> NDArray[np.uint64]:
@@ -206,7 +215,7 @@ def _dense(texts: Sequence[str], chosen: Sequence[str], idf: Floats) -> Floats:
                 matrix[row, place[name]] = 1 + np.log(count)
     matrix *= idf
     norms = np.linalg.norm(matrix, axis=1, keepdims=True)
-    return matrix / np.maximum(norms, 1e-12)
+    return np.asarray(matrix / np.maximum(norms, 1e-12), dtype=np.float32)
 
 
 def latent_project(texts: Sequence[str], projection: Floats, idf: Floats, chosen: Sequence[str]) -> Floats:

@@ -166,7 +166,7 @@ def answer_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     model_type = getattr(getattr(model, "config", None), "model_type", "")
     if model_type == "llama":
         # The output matrix is applied to the answers alone: a third of a tiny model's work is saved.
-        hidden = model.model(input_ids=batch["tokens"][:, :-1], use_cache=False).last_hidden_state  # type: ignore[operator, union-attr]
+        hidden = model.model(input_ids=batch["tokens"][:, :-1], use_cache=False).last_hidden_state  # type: ignore[operator]
         logits = model.lm_head(hidden[kept])  # type: ignore[operator]
     else:
         logits = model(input_ids=batch["tokens"][:, :-1], use_cache=False).logits[kept]
@@ -253,7 +253,9 @@ def evaluate(
     prompts = [[*begin, *encode(tokenizer, item.prompt)] for item in items]
     found: dict[str, list[float]] = {}
     if all(item.options for item in items):
-        spans, contexts, continuations = [], [], []
+        spans: list[int] = []
+        contexts: list[list[int]] = []
+        continuations: list[list[int]] = []
         for item, prompt in zip(items, prompts, strict=True):
             spans.append(len(contexts))
             contexts += [prompt] * len(item.options)
