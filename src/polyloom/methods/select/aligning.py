@@ -152,6 +152,9 @@ def _pairs(config: AlignConfig, pool: Pool, split: Split, base: Floats) -> Pairs
     # A large category would drown the others: positives are cut to twice the negatives.
     positives = [pair for pair in found.pairs if pair[2] == 1.0]
     order = np.random.default_rng(config.seed).permutation(len(positives))[: 2 * max(1, found.num_negative)]
+    if not positives:
+        hint = "Give more instructions a task, or use --positives same_category."
+        raise UserError("has too few instructions in a group to make pairs.", where=pool.where, hint=hint)
     chosen = [positives[i] for i in sorted(order)] + [pair for pair in found.pairs if pair[2] == 0.0]
     mapped = tuple((numbers[a], numbers[b], label) for a, b, label in chosen)
     return Pairs(mapped, len(order), found.num_negative, found.num_without_negative)

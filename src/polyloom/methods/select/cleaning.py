@@ -33,9 +33,11 @@ def clean_instruction(text: str, mode: Cleaning = "drop") -> str:
 
     Source: spec 2.1 (the paper unifies variable names; dropping them agrees best with its published selections).
     """
-    parts = list(_parts(text)) if any(mark in text for mark in _MARKUP) else [("text", text.partition("|||")[0])]
-    said = "".join(_say(kind, value, mode) for kind, value in parts)
-    return " ".join(unicodedata.normalize("NFC", said).split())
+    if "{" in text and any(mark in text for mark in _MARKUP):
+        said = "".join(_say(kind, value, mode) for kind, value in _parts(text))
+    else:
+        said = text.partition("|||")[0]
+    return " ".join((said if said.isascii() else unicodedata.normalize("NFC", said)).split())
 
 
 def clean_all(texts: Iterable[str], mode: Cleaning = "drop") -> list[str]:
@@ -46,7 +48,9 @@ def clean_all(texts: Iterable[str], mode: Cleaning = "drop") -> list[str]:
 
 def has_words(text: str) -> bool:
     """Say whether a text holds a letter or digit outside of placeholders."""
-    return bool(re.search(r"\w", re.sub(r"\{\{.*?\}\}", " ", text, flags=re.DOTALL)))
+    if "{{" in text:
+        text = re.sub(r"\{\{.*?\}\}", " ", text, flags=re.DOTALL)
+    return re.search(r"\w", text) is not None
 
 
 def _parts(source: str) -> Iterator[Part]:
