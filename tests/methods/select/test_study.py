@@ -51,14 +51,14 @@ NOUNS = ("review", "sentence", "number", "list", "question", "city")
 
 
 def toy_pool(tmp_path: Path, num_examples: int = 4) -> str:
-    """Write a pool of 30 tasks in 5 categories, told in two wordings, with examples."""
+    """Write a pool of 30 tasks in 6 categories, told in two wordings, with examples."""
     rows = []
     for verb in VERBS:
         for noun in NOUNS:
             for said in (f"{verb} the {noun} that is given", f"your task is to {verb} one {noun}"):
                 for i in range(num_examples):
                     answer = f"{verb[0]}{i}"
-                    row = {"task": f"{verb}_{noun}", "instruction": said, "category": verb, "source": noun}
+                    row = {"task": f"{verb}_{noun}", "instruction": said, "category": noun, "source": verb}
                     rows.append(row | {"input": f"{noun} {i}", "output": answer})
     path = tmp_path / "toy.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
@@ -115,9 +115,9 @@ def test_rank_says_what_it_left_out_and_that_k_is_too_large(run: Run, tmp_path: 
     result = run_rank(config, run)
     told = " ".join(result.limitations)
     assert "The target is in the pool (sort_list) and was left out" in told
-    assert "of the data set list were left out" in told
+    assert "of the data set sort were left out" in told
     assert "k = 99 is more than the pool holds" in told
-    assert result.scalars["num_chosen"].value == 25
+    assert result.scalars["num_chosen"].value == 24
 
 
 def test_a_measured_prior_moves_the_ranking(run: Run, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_lint_counts_rules_over_a_pool(run: Run, tmp_path: Path) -> None:
     result = run_lint(LintConfig(pool=toy_pool(tmp_path)), run)
     assert result.scalars["num_findings"].value == 0
     assert result.scalars["num_tasks"].value == 30
-    assert "30 of 30 tasks are clean" in result.verdicts[0]
+    assert "30 of 30 tasks clean" in result.verdicts[0]
 
 
 # ---- evaluate and align
@@ -163,7 +163,7 @@ def test_categories_of_the_toy_pool_are_found(run: Run, tmp_path: Path) -> None:
 
 
 def test_references_and_transfers(run: Run, tmp_path: Path) -> None:
-    gold = {"count_city": ["count_list", "count_number", "count_review"]}
+    gold = {"count_city": ["classify_city", "sort_city", "write_city"]}
     path = tmp_path / "gold.json"
     path.write_text(json.dumps(gold), encoding="utf-8")
     result = run_evaluate(EvaluateConfig(**common(tmp_path), reference=str(path)), run)

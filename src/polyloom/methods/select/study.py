@@ -523,7 +523,7 @@ def run_lint(config: LintConfig, run: Run) -> Result:
             )
         },
         verdicts=[
-            f"{len(findings)} findings in {len(pool.texts)} instructions; {clean} of {len(pool.tasks)} are clean.",
+            f"{len(findings)} findings in {len(pool.texts)} instructions; {clean} of {len(pool.tasks)} tasks clean.",
             f"{len(alike)} groups of tasks cannot be told apart by words (TF-IDF cosine above {ALIKE}).",
         ],
         limitations=[*pool.notes, "English is recognised by its function words: a terse instruction may be missed."],
