@@ -14,11 +14,12 @@ import torch
 
 from polyloom.core.errors import PolyloomError, UserError
 from polyloom.methods.select.config import RankConfig
-from polyloom.methods.select.data import PoolTask, make_pool, read_pool, split_glued, world_examples, world_target
+from polyloom.methods.select.data import PoolTask, make_pool, read_pool, split_glued
 from polyloom.methods.select.encoder import cached_vectors, open_encoder, pool_states
 from polyloom.methods.select.linting import RULES, lint_tasks, looks_english
 from polyloom.methods.select.scoring import score_pool
 from polyloom.methods.select.target import language_notes, resolve
+from polyloom.methods.select.world_pool import world_examples, world_target
 from polyloom.models.load import save_model
 from polyloom.models.tiny import build_tiny
 from polyloom.models.tokenizers import train_tokenizer

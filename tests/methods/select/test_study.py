@@ -15,6 +15,7 @@ from polyloom.core.seeding import python_random
 from polyloom.methods.select import lab
 from polyloom.methods.select.aligning import run_align
 from polyloom.methods.select.baselines import choose_random, gradient_similarity, instance_votes
+from polyloom.methods.select.checking import run_lint
 from polyloom.methods.select.config import (
     AlignConfig,
     EvaluateConfig,
@@ -27,8 +28,9 @@ from polyloom.methods.select.config import (
 )
 from polyloom.methods.select.data import PoolTask, make_pool
 from polyloom.methods.select.evaluation import run_evaluate
-from polyloom.methods.select.lab import difference_scalars, run_study, run_tune
-from polyloom.methods.select.study import run_explain, run_lint, run_rank, run_stability
+from polyloom.methods.select.lab import difference_scalars, run_study
+from polyloom.methods.select.study import run_explain, run_rank, run_stability
+from polyloom.methods.select.tune import run_tune
 from polyloom.methods.select.tuning import (
     TestItem,
     batches,

@@ -71,7 +71,12 @@ CARD = RoomCard(
         _verb("rank", "Rank the tasks of a pool for a target by instructions alone; write the mixture.", "RankConfig"),
         _verb("explain", "Say which pairs of wordings decide, and what changes without each.", "ExplainConfig"),
         _verb("stability", "Measure how much of the selection stays when wordings are dropped.", "StabilityConfig"),
-        _verb("lint", "Find placeholders, leaked examples, canaries and duplicates in instructions.", "LintConfig"),
+        _verb(
+            "lint",
+            "Find placeholders, leaked examples, canaries and duplicates in instructions.",
+            "LintConfig",
+            "checking",
+        ),
         _verb(
             "evaluate",
             "Judge selections by categories, a reference or measured transfers.",
@@ -79,7 +84,7 @@ CARD = RoomCard(
             "evaluation",
         ),
         _verb("align", "Adapt an encoder to a meta-dataset's instructions, guarded.", "AlignConfig", "aligning"),
-        _verb("tune", "Tune a model on the selection and its rivals at one budget.", "TuneConfig", "lab"),
+        _verb("tune", "Tune a model on the selection and its rivals at one budget.", "TuneConfig", "tune"),
         _verb("study", "Rank the world's tasks, tune on what was and was not chosen.", "SelectStudyConfig", "lab"),
     ),
     order=40,

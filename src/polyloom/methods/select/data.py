@@ -10,18 +10,14 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from polyloom.core.errors import MissingExtra, UserError, closest
 from polyloom.core.files import read_json, read_text
 from polyloom.methods.select.cleaning import Cleaning, clean_all
-
-if TYPE_CHECKING:
-    from polyloom.data.world import World
 
 Pair = tuple[str, str]
 MAX_EXAMPLES = 5000
@@ -148,6 +144,8 @@ def read_pool(
         UserError: it cannot be read, or holds no task; file, task and line are named.
     """
     if source == "world":
+        from polyloom.methods.select.world_pool import world_tasks
+
         return make_pool(world_tasks(languages), "world", cleaning)
     if source.startswith("hf:"):
         return make_pool(_read_hub(source.removeprefix("hf:"), num_examples), source, cleaning)
@@ -422,78 +420,6 @@ def _import_datasets() -> Any:
     except ImportError as error:
         raise MissingExtra("datasets", extra="datasets") from error
     return datasets
-
-
-# ---- the embedded world
-
-NUM_TRAIN_WORDINGS = 16
-
-
-def world_tasks(languages: Sequence[str]) -> list[PoolTask]:
-    """Return the world's instruction tasks with the wordings of their first two verbs; the third verb is kept back.
-
-    Args:
-        languages: template languages, up to six.
-    """
-    from polyloom.data.world import instruction_tasks, wordings
-    from polyloom.data.world.world import check_languages
-
-    found = []
-    for task in instruction_tasks(check_languages(languages)):
-        codes = tuple(dict.fromkeys((task.source, task.target)))
-        said = tuple(wordings(task)[:NUM_TRAIN_WORDINGS])
-        found.append(PoolTask(task.name, said, task.operation, codes, task.kind))
-    return found
-
-
-def world_target(name: str, languages: Sequence[str]) -> list[str]:
-    """Return the wordings of a world task that no pool task has: those of its third verb.
-
-    Raises:
-        UserError: the world has no such task.
-    """
-    from polyloom.data.world import instruction_tasks, wordings
-
-    tasks = {task.name: task for task in instruction_tasks(languages)}
-    if name not in tasks:
-        raise UserError(f"the world has no task {name!r} in {', '.join(languages)}.", hint=closest(name, tasks))
-    return wordings(tasks[name])[NUM_TRAIN_WORDINGS:]
-
-
-def world_examples(name: str, languages: Sequence[str], split: str, num: int, seed: int = 0) -> tuple[Pair, ...]:
-    """Make examples of a world task.
-
-    Args:
-        name: of the task.
-        languages: of the world that it belongs to.
-        split: `train` or `test`: their meanings are disjoint.
-        num: how many.
-        seed: of the world.
-    """
-    return _world_examples(name, tuple(languages), split, num, seed)
-
-
-@lru_cache(maxsize=4096)
-def _world_examples(name: str, languages: tuple[str, ...], split: str, num: int, seed: int) -> tuple[Pair, ...]:
-    from polyloom.data.world import find_task
-
-    index = _world_names(languages).index(name)
-    made = find_task("instructions").make(_world(languages, seed), languages, index, split, num_instances=num)
-    return tuple((one["input"], one["output"][0]) for one in made["Instances"])
-
-
-@lru_cache(maxsize=4)
-def _world(languages: tuple[str, ...], seed: int) -> World:
-    from polyloom.data.world import World
-
-    return World(languages, seed)
-
-
-@lru_cache(maxsize=4)
-def _world_names(languages: tuple[str, ...]) -> list[str]:
-    from polyloom.data.world import instruction_tasks
-
-    return [task.name for task in instruction_tasks(languages)]
 
 
 def sample_examples(pool: Pool, chosen: Sequence[int], num: int, seed: int) -> Iterator[tuple[str, str, str]]:

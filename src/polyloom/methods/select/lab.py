@@ -1,4 +1,4 @@
-"""The verbs `study` and `tune`: every mixture gets the same number of examples, and all are judged on one test."""
+"""The verb `study`, and what `tune` shares with it: every mixture gets the same budget and the same test."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from polyloom.core.errors import UserError
-from polyloom.core.result import Artifact, Result, Scalar, Series, Table
+from polyloom.core.result import Result, Scalar, Series, Table
 from polyloom.data.world import NOTICE, instruction_tasks, relatedness
-from polyloom.methods.select.baselines import choose_random, gradient_similarity, instance_votes
-from polyloom.methods.select.config import SelectStudyConfig, TargetConfig, TuneConfig
-from polyloom.methods.select.data import Pair, Pool, read_rows, world_examples
+from polyloom.methods.select.baselines import choose_random
+from polyloom.methods.select.config import SelectStudyConfig, TargetConfig
+from polyloom.methods.select.data import Pair, Pool
 from polyloom.methods.select.method import order_by
 from polyloom.methods.select.scoring import Scored
 from polyloom.methods.select.study import INSTRUCTIONS_ALONE, ranking_table, score
@@ -30,13 +28,13 @@ from polyloom.methods.select.tuning import (
     means,
     plain_prompt,
     pool_tokenizer,
-    read_test,
     small_model,
     tune_arm,
 )
+from polyloom.methods.select.world_pool import world_examples
 from polyloom.metrics.statistics import Interval, paired_t_interval, t_interval, wilson_interval
 from polyloom.models.device import choose_device, pin_threads
-from polyloom.models.load import load_model, load_tokenizer, save_model
+from polyloom.models.load import load_model, save_model
 from polyloom.runs.folder import Run
 from polyloom.training.config import TrainConfig
 
@@ -431,123 +429,3 @@ def study_verdicts(
             f"pool's mean is {scalars['random_relatedness'].value:.2f}."
         )
     return lines
-
-
-# ---- tune
-
-
-def run_tune(config: TuneConfig, run: Run) -> Result:
-    """Tune a model on the selection and its rivals at one budget, and judge all on the target.
-
-    Args:
-        config: pool, target, model, arms and budget.
-        run: stores every training, and the model tuned on the selection.
-
-    Raises:
-        UserError: no test examples, or an arm that the pool cannot serve.
-    """
-    pin_threads()
-    world = config.pool == "world" and config.target_task is not None
-    if not world and not config.test_file:
-        hint = "Give JSON lines with input and output; with options, rank accuracy is measured too."
-        raise UserError("the target has no test examples.", where="--test-file", hint=hint)
-    target, pool = resolve(config, 0 if config.pool == "world" else 5000)
-    found = score(config, target, pool)
-    seeds = [config.seed + i for i in range(config.num_seeds)]
-    languages = list(config.languages) if config.pool == "world" else None
-    tiny = config.model == "tiny"
-    tasks = with_examples(pool, range(len(pool.tasks)), languages, config.seed).tasks if languages else pool.tasks
-    tokenizer = pool_tokenizer(tasks) if tiny else load_tokenizer(config.model)
-    lr = config.lr or (TINY_LR if tiny else MODEL_LR)
-    learner = Learner(config.model, tokenizer, train_config(config.steps, config.batch_size, lr))
-    items, few = _tune_test(config, target, learner)
-    truth = _truth(config, target, pool)
-    chosen = mixtures(config.arms, found, pool, config.k, seeds, truth)
-    full = Pool(tasks, pool.where, pool.notes)
-    chosen |= _model_mixtures(config, full, target, few, learner, seeds, run)
-    rows = run_jobs([Job(target, items, few, chosen)], pool, learner, seeds, languages, run)
-    order = order_by(found.fused)
-    scalars = {"num_tasks": Scalar(value=len(pool.tasks)), "num_test": Scalar(value=len(items))}
-    scalars |= arm_scalars(rows) | difference_scalars(rows)
-    artifacts = {}
-    if not tiny and "selected" in config.arms:
-        artifacts["model"] = Artifact(
-            path="artifacts/model", media_type="inode/directory", description="The model tuned on the selection."
-        )
-    return run.result(
-        scalars=scalars,
-        tables={
-            "arms": arm_table(rows),
-            "neighbours": ranking_table(target, pool, found, found.fused, order, {int(i) for i in order[: config.k]}),
-        },
-        series=arm_series(rows),
-        artifacts=artifacts,
-        verdicts=study_verdicts(rows, scalars, len(pool.tasks), len(seeds))
-        or [f"The selection reaches {scalars.get('selected_exact_match', Scalar(value=None)).value} exact match."],
-        limitations=[
-            *pool.notes,
-            *found.notes,
-            *([NOTICE + ".", BY_DESIGN] if languages else []),
-            *([] if len(seeds) > 1 else ["One seed is too little to decide."]),
-        ],
-    )
-
-
-def _tune_test(config: TuneConfig, target: Target, learner: Learner) -> tuple[list[TestItem], list[Pair]]:
-    if not config.test_file:
-        items, few = world_test(target.name, target, config.languages, config.num_test, config.seed)
-        if learner.source == "tiny":
-            return items, few
-        items = [replace(item, prompt=learner.prompt(*_parts(item.prompt))) for item in items]
-        return items, few
-    return read_test(read_rows(Path(config.test_file)), target.instructions, learner.prompt), []
-
-
-def _parts(prompt: str) -> tuple[str, str]:
-    instruction, _, given = prompt.rstrip("\n").partition("\n")
-    return instruction, given
-
-
-def _truth(config: TuneConfig, target: Target, pool: Pool) -> np.ndarray | None:
-    if "oracle" not in config.arms:
-        return None
-    if config.pool != "world" or config.target_task is None:
-        hint = "Drop it, or use a task of the world as the target."
-        raise UserError("the true relatedness of this pool is not known.", where="--arms oracle", hint=hint)
-    return true_relatedness(target.name, pool, config.languages)
-
-
-def _model_mixtures(
-    config: TuneConfig,
-    pool: Pool,
-    target: Target,
-    few: Sequence[Pair],
-    learner: Learner,
-    seeds: Sequence[int],
-    run: Run,
-) -> dict[tuple[str, int], tuple[int, ...]]:
-    """Return the tasks of the arms that look at instances of the target."""
-    wanted = [arm for arm in config.arms if arm in ("instances", "gradients")]
-    if wanted and not few:
-        raise UserError("needs labelled examples of the target.", where=f"--arms {wanted[0]}", hint="Drop the arm.")
-    chosen: dict[tuple[str, int], tuple[int, ...]] = {}
-    for arm in wanted:
-        for seed in seeds:
-            if arm == "instances":
-                compute = partial(_top, instance_votes, pool, few, seed, config.k)
-            else:
-                compute = partial(_gradient_choice, config.k, pool, target, few, learner, seed)
-            chosen[arm, seed] = tuple(sorted(run.once(f"{arm} seed {seed}", compute)))
-    return chosen
-
-
-def _top(votes: Any, pool: Pool, few: Sequence[Pair], seed: int, k: int) -> list[int]:
-    return [int(i) for i in order_by(votes(pool, few, seed))[:k]]
-
-
-def _gradient_choice(k: int, pool: Pool, target: Target, few: Sequence[Pair], learner: Learner, seed: int) -> list[int]:
-    model = learner.make(seed)
-    warm = learner.config.model_copy(update={"steps": max(1, learner.config.steps // 4), "seed": seed})
-    tune_arm(model, learner.tokenizer, pool, range(len(pool.tasks)), warm, "warm-up", prompt=learner.prompt)
-    scores = gradient_similarity(model, learner.tokenizer, pool, few, target.instructions, learner.prompt)
-    return [int(i) for i in order_by(scores)[:k]]

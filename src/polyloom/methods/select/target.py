@@ -10,10 +10,11 @@ from polyloom.core.errors import UserError
 from polyloom.core.files import read_text
 from polyloom.methods.select.cleaning import clean_all
 from polyloom.methods.select.config import PoolConfig, TargetConfig
-from polyloom.methods.select.data import Pool, read_pool, world_target
+from polyloom.methods.select.data import Pool, read_pool
 from polyloom.methods.select.lexical import LEXICAL
 from polyloom.methods.select.linting import foreign_share
 from polyloom.methods.select.scoring import LATENT
+from polyloom.methods.select.world_pool import world_target
 
 FOREIGN_SHARE = 0.1
 SHOWN = 60
