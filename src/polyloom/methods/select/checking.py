@@ -1,0 +1,106 @@
+"""The verb `lint`: defects of a pool's instructions, and tasks that their words cannot tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from polyloom.core.files import write_json
+from polyloom.core.result import Artifact, Result, Scalar, Series, Table
+from polyloom.methods.select.config import LintConfig
+from polyloom.methods.select.data import Pool
+from polyloom.methods.select.lexical import build_index
+from polyloom.methods.select.linting import RULES, Finding, count_rules, lint_tasks
+from polyloom.methods.select.study import SHOWN_ROWS, shorten
+from polyloom.methods.select.target import load_pool
+from polyloom.runs.folder import Run
+
+ALIKE = 0.98
+
+
+def run_lint(config: LintConfig, run: Run) -> Result:
+    """Look for defects in a pool's instructions.
+
+    Args:
+        config: the pool.
+        run: the run to write `findings.json` to.
+    """
+    pool = load_pool(config.model_copy(update={"cleaning": "keep"}), config.num_examples)
+    findings = lint_tasks(pool.tasks)
+    counts = count_rules(findings)
+    alike = alike_groups(pool)
+    write_json(run.artifact("findings.json"), [asdict(one) for one in findings])
+    worst: dict[str, int] = {}
+    for finding in findings:
+        worst[finding.task] = worst.get(finding.task, 0) + 1
+    clean = len(pool.tasks) - len(worst)
+    rows: list[list[Any]] = [
+        [one.rule, one.task, shorten(one.instruction), shorten(one.detail)] for one in _sample(findings)
+    ]
+    return run.result(
+        scalars={
+            "num_tasks": Scalar(value=len(pool.tasks)),
+            "num_instructions": Scalar(value=len(pool.texts)),
+            "num_findings": Scalar(value=len(findings)),
+            "share_clean_tasks": Scalar(value=clean / len(pool.tasks), unit="share"),
+            "num_alike_groups": Scalar(value=len(alike)),
+            **{f"num_{rule}": Scalar(value=count) for rule, count in counts.items()},
+        },
+        tables={
+            "rules": Table(
+                columns=["rule", "what it means", "instructions"],
+                rows=[[rule, text, counts[rule]] for rule, text in RULES.items()],
+            ),
+            "findings": Table(columns=["rule", "task", "instruction", "detail"], rows=rows, title="Findings"),
+            "alike": Table(
+                columns=["tasks", "names"],
+                rows=[[len(group), shorten(", ".join(group))] for group in alike[:SHOWN_ROWS]],
+                title="Tasks that the words of their instructions cannot tell apart",
+            ),
+        },
+        series={
+            "findings": Series(
+                x=[float(i) for i in range(len(counts))],
+                y=[float(count) for count in counts.values()],
+                x_names=list(counts),
+                kind="bar",
+                x_label="rule",
+                y_label="instructions",
+            )
+        },
+        artifacts={
+            "findings": Artifact(
+                path="artifacts/findings.json", media_type="application/json", description="Every finding."
+            )
+        },
+        verdicts=[
+            f"{len(findings)} findings in {len(pool.texts)} instructions; {clean} of {len(pool.tasks)} tasks clean.",
+            f"{len(alike)} groups of tasks cannot be told apart by words (TF-IDF cosine above {ALIKE}).",
+        ],
+        limitations=[*pool.notes, "English is recognised by its function words: a terse instruction may be missed."],
+    )
+
+
+def _sample(findings: Sequence[Finding], each: int = 8) -> list[Finding]:
+    """Return a few findings of every rule."""
+    return [one for rule in RULES for one in [f for f in findings if f.rule == rule][:each]]
+
+
+def alike_groups(pool: Pool) -> list[list[str]]:
+    """Return groups of tasks whose instructions have a mean TF-IDF cosine above 0.98 to the group's first."""
+    if len(pool.tasks) > 3000:
+        return []
+    said = [" ".join(task.instructions) for task in pool.tasks]
+    similarity = build_index(said, "tfidf").score_all(said)
+    groups, seen = [], set()
+    for number, row in enumerate(similarity):
+        if number in seen:
+            continue
+        members = [int(i) for i in np.flatnonzero(row > ALIKE) if int(i) not in seen or int(i) == number]
+        if len(members) > 1:
+            seen.update(members)
+            groups.append([pool.tasks[i].id for i in members])
+    return sorted(groups, key=lambda group: -len(group))

@@ -1,0 +1,164 @@
+"""One way to score a pool for a target: lexical scorers, encoders, several of them fused, and what the cache spares."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save as save_tensors
+
+from polyloom.core.errors import UserError
+from polyloom.core.files import write_bytes
+from polyloom.methods.select.data import Pool
+from polyloom.methods.select.lexical import (
+    LEXICAL,
+    Lexical,
+    LexicalIndex,
+    build_index,
+    latent_project,
+    latent_vectors,
+)
+from polyloom.methods.select.method import Aggregation, aggregate, cosine_pairs, fuse, order_by
+
+LATENT = "latent"
+DEFAULT_SCORERS = ("tfidf", "char", "bm25")
+Floats = NDArray[np.float32]
+
+
+def cache_folder(given: str | None) -> Path:
+    """Return the folder of cached embeddings: the one given, or the user's cache folder."""
+    if given:
+        return Path(given)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "polyloom" / "select"
+
+
+@dataclass
+class Scored:
+    """What a set of scorers says of a pool.
+
+    Attributes:
+        names: the scorers.
+        pairs: for every scorer s_ij of [m, n] instruction pairs.
+        scores: for every scorer one score a task.
+        fused: the scores to rank by: of the one scorer, or the fusion of several.
+        num_encoded: texts that the cache did not hold.
+        notes: what a user should know.
+    """
+
+    names: list[str]
+    pairs: list[Floats]
+    scores: list[NDArray[np.float64]]
+    fused: NDArray[np.float64]
+    num_encoded: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def score_pool(
+    target: Sequence[str],
+    pool: Pool,
+    scorers: Sequence[str] = DEFAULT_SCORERS,
+    how: Aggregation = "mean",
+    *,
+    cache: Path | None = None,
+    head: Path | None = None,
+) -> Scored:
+    """Score every task of a pool for a target.
+
+    Args:
+        target: m cleaned instructions.
+        pool: the tasks.
+        scorers: `tfidf`, `char`, `bm25`, `latent`, `minilm`, or a model folder or hub id each; several are fused by
+            reciprocal ranks.
+        how: the aggregation over instruction pairs.
+        cache: folder of cached embeddings and indexes; None computes all.
+        head: an aligned head (`polyloom select align`), put on the encoder that it was made for.
+    """
+    found = Scored(list(dict.fromkeys(scorers)), [], [], np.zeros(0))
+    if not found.names:
+        raise UserError("no scorer is given.", where="--scorers")
+    owners = np.array(pool.owners)
+    for name in found.names:
+        pairs = pair_scores(name, target, pool.texts, found, cache, head)
+        found.pairs.append(pairs)
+        found.scores.append(aggregate(pairs, owners, len(pool.tasks), how))
+    found.fused = found.scores[0] if len(found.scores) == 1 else fuse(found.scores)
+    return found
+
+
+def pair_scores(
+    name: str, target: Sequence[str], texts: Sequence[str], found: Scored, cache: Path | None, head: Path | None = None
+) -> Floats:
+    """Return s_ij of one scorer; what the cache did not hold is counted in `found`."""
+    if name in LEXICAL:
+        kind: Lexical = name
+        return lexical_index(texts, kind, cache).score_all(target)
+    if name == LATENT:
+        projection, idf, chosen = latent_vectors(texts)
+        return cosine_pairs(*(latent_project(part, projection, idf, chosen) for part in (target, texts)))
+    vectors = encode_texts(name, [*target, *texts], found, cache)
+    if head is not None:
+        vectors = vectors @ read_head(head, vectors.shape[1])
+    return cosine_pairs(vectors[: len(target)], vectors[len(target) :])
+
+
+def encode_texts(name: str, texts: Sequence[str], found: Scored, cache: Path | None) -> Floats:
+    """Return the vectors of an encoder, from the cache where it holds them."""
+    from polyloom.methods.select.encoder import cached_vectors, open_encoder
+
+    encoder = open_encoder(name)
+    vectors, num_encoded = cached_vectors(encoder.fingerprint, texts, encoder.encode, cache)
+    found.num_encoded += num_encoded
+    found.notes += encoder.notes
+    if encoder.truncated:
+        longest = max(encoder.truncated.values())
+        share = len(encoder.truncated) / len(set(texts))
+        found.notes.append(
+            f"{share:.1%} of the instructions are longer than the encoder's {encoder.max_tokens} tokens and are cut; "
+            f"the longest has {longest}."
+        )
+    return vectors
+
+
+def read_head(path: Path, dim: int) -> Floats:
+    """Read the matrix of an aligned head.
+
+    Raises:
+        UserError: no such file, or it was made for another encoder's dimension.
+    """
+    file = path / "head.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError("holds no aligned head.", where=str(path), hint="Make one with: polyloom select align")
+    with safe_open(str(file), framework="numpy") as opened:
+        weight: Floats = opened.get_tensor("weight")
+    if weight.shape != (dim, dim):
+        raise UserError(f"is a head for {weight.shape[0]} dimensions; the encoder has {dim}.", where=str(file))
+    return weight
+
+
+def lexical_index(texts: Sequence[str], kind: Lexical, cache: Path | None) -> LexicalIndex:
+    """Return the index of texts, from the cache where their content has one."""
+    if cache is None:
+        return build_index(texts, kind)
+    digest = hashlib.sha256(kind.encode())
+    for text in texts:
+        digest.update(b"\0" + text.encode())
+    path = cache / f"{kind}-{digest.hexdigest()[:32]}.safetensors"
+    names = [one.name for one in fields(LexicalIndex) if one.name not in ("kind", "num_rows")]
+    if path.is_file():
+        with safe_open(str(path), framework="numpy") as file:
+            return LexicalIndex(kind, **{name: file.get_tensor(name) for name in names}, num_rows=len(texts))
+    index = build_index(texts, kind)
+    write_bytes(path, save_tensors({name: np.ascontiguousarray(getattr(index, name)) for name in names}))
+    return index
+
+
+def rank_ids(scores: NDArray[np.float64], ids: Sequence[str]) -> list[str]:
+    """Return the ids from best to worst."""
+    return [ids[i] for i in order_by(scores)]
