@@ -223,10 +223,11 @@ def test_mixed_languages_are_said(tmp_path: Path) -> None:
         "a": "Write the sum of the numbers.",
         "b": "Übersetze diesen Satz bitte ins Englische.",
         "c": "この文を訳して",
+        "d": "Sort the names of the people.",
     }
     config = RankConfig(pool=write(tmp_path / "mixed.json", mixed), target=["Translate the sentence."])
     target, pool = resolve(config)
-    assert "mixes languages (33% not English)" in language_notes(target, pool, ["tfidf"])[0]
+    assert "mixes languages (50% not English)" in language_notes(target, pool, ["tfidf"])[0]
     assert "multilingual encoder" in language_notes(target, pool, ["some/encoder"])[0]
     other, pool = resolve(rank(tmp_path, target=["Übersetze diesen Satz bitte ins Deutsche."]))
     assert "different languages" in language_notes(other, pool, ["tfidf"])[0]
