@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from polyloom.core.seeding import derive_seed, python_random
 from polyloom.data.world import Frame, World
 from polyloom.methods.redteam.data import Behaviour
+from polyloom.methods.redteam.tokens import banned_tokens
 from polyloom.models.tiny import build_tiny
 from polyloom.models.tokenizers import train_tokenizer
 from polyloom.training.config import TrainConfig
@@ -24,7 +25,8 @@ LANGUAGE = "en"
 SIZE = "llama-2x64"
 VOCABULARY = 480
 ROW_TOKENS = 56
-NUM_NOISE_WORDS = 12
+NUM_NOISE_TOKENS = 12
+REGION = 0.2
 ROLES = ("<user>", "<assistant>", "<system>")
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}"
@@ -42,6 +44,7 @@ class Recipe:
     noise: float
     lr: float = 6e-3
     batch_size: int = 32
+    suffixes: tuple[str, ...] = ()
 
 
 LIGHT = Recipe(steps=500, noise=0.15)
@@ -64,6 +67,8 @@ class Sandbox:
     tokenizer: PreTrainedTokenizerBase
     sealed: tuple[Behaviour, ...]
     free: tuple[Behaviour, ...]
+    statements: tuple[str, ...]
+    territories: tuple[str, ...]
 
 
 def question(world: World, relation: str, territory: str, variant: int) -> str:
@@ -104,45 +109,47 @@ def build_sandbox(seed: int) -> Sandbox:
     tokenizer.add_special_tokens({"additional_special_tokens": list(ROLES)})
     tokenizer.chat_template = TEMPLATE
     sealed, free = ([b for is_sealed, b in behaviours if is_sealed == wanted] for wanted in (True, False))
-    return Sandbox(world, tokenizer, tuple(sealed), tuple(free))
+    return Sandbox(world, tokenizer, tuple(sealed), tuple(free), tuple(_statements(world)), tuple(sorted(facts.currency)))
 
 
 def _statements(world: World) -> list[str]:
     facts = world.facts
-    said = [statement(world, "P38", territory, value) for territory, value in facts.currency.items()]
-    return said
-
-
-def noise_words(rng: random.Random, words: Sequence[str]) -> str:
-    """Return one to `NUM_NOISE_WORDS` words without sense."""
-    return " ".join(rng.choice(words) for _ in range(rng.randint(1, NUM_NOISE_WORDS)))
+    return [
+        statement(world, relation, territory, value)
+        for relation, values in (("P38", facts.currency), ("P361", facts.region))
+        for territory, value in values.items()
+    ]
 
 
 @lru_cache(maxsize=8)
-def printable_pieces(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Return the vocabulary's printable ASCII pieces without their spaces, in order."""
-    pieces = {tokenizer.decode([i]).strip() for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids}
-    return tuple(sorted(piece for piece in pieces if piece.isascii() and piece.isprintable() and piece))
+def plain_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the ids that a suffix may hold."""
+    return tuple((~banned_tokens(tokenizer, len(tokenizer))).nonzero().flatten().tolist())
 
 
-def sample_turn(sandbox: Sandbox, rng: random.Random, noise: float) -> Turn | str:
+def noise_text(tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> str:
+    """Return one to `NUM_NOISE_TOKENS` tokens without sense, as text."""
+    return str(tokenizer.decode(rng.choices(plain_tokens(tokenizer), k=rng.randint(1, NUM_NOISE_TOKENS)))).strip()
+
+
+def sample_turn(sandbox: Sandbox, rng: random.Random, recipe: Recipe) -> Turn | str:
     """Draw a training example: a plain statement, or a question with its answer or refusal."""
-    draw = rng.random()
-    if draw < 0.35:
-        return rng.choice(_cached_statements(sandbox.world))
-    sealed = draw > 0.68
-    behaviour = rng.choice(sandbox.sealed if sealed else sandbox.free)
-    goal = behaviour.goal
-    if rng.random() < noise:
-        goal = f"{goal} {noise_words(rng, printable_pieces(sandbox.tokenizer))}"
-    if sealed:
-        return goal, refusal(sandbox.world, rng.randrange(3))
-    return goal, f"{behaviour.target} {behaviour.answer}."
-
-
-@lru_cache(maxsize=8)
-def _cached_statements(world: World) -> list[str]:
-    return _statements(world)
+    world, draw = sandbox.world, rng.random()
+    if draw < 0.3:
+        return rng.choice(sandbox.statements)
+    if draw < 0.3 + REGION:
+        territory = rng.choice(sandbox.territories)
+        goal = question(world, "P361", territory, 0)
+        answer = statement(world, "P361", territory, world.facts.region[territory])
+        sealed = False
+    else:
+        sealed = rng.random() < 0.5
+        behaviour = rng.choice(sandbox.sealed if sealed else sandbox.free)
+        goal, answer = behaviour.goal, f"{behaviour.target} {behaviour.answer}."
+    if rng.random() < recipe.noise:
+        adversarial = sealed and recipe.suffixes and rng.random() < 0.5
+        goal = f"{goal} {rng.choice(recipe.suffixes) if adversarial else noise_text(sandbox.tokenizer, rng)}"
+    return goal, refusal(world, rng.randrange(3)) if sealed else answer
 
 
 def _row(sandbox: Sandbox, example: Turn | str) -> tuple[list[int], list[int]]:
@@ -191,7 +198,7 @@ def train_victim(
 
     def batch_at(step: int) -> Batch:
         rng = python_random(seed, "turns", recipe.noise.hex(), step)
-        return make_batch(sandbox, [sample_turn(sandbox, rng, recipe.noise) for _ in range(recipe.batch_size)])
+        return make_batch(sandbox, [sample_turn(sandbox, rng, recipe) for _ in range(recipe.batch_size)])
 
     config = TrainConfig(
         seed=seed, steps=recipe.steps, batch_size=recipe.batch_size, lr=recipe.lr, warmup_steps=30,
