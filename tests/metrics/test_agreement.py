@@ -1,4 +1,5 @@
-"""Agreement: hand values, scikit-learn to 1e-12, order of the ensembles, shares that add up, coverage of corrected rates."""
+"""Agreement: hand values, scikit-learn to 1e-12, order of the ensembles, shares that add up, coverage of corrected
+rates."""
 
 import itertools
 import math
@@ -80,7 +81,8 @@ def test_shares_add_up_and_fit_symmetry(items: list[tuple[bool, list[bool | None
 
 
 def test_krippendorff_by_hand() -> None:
-    # Two raters, ten items: coincidences 00: 12, 11: 4, off the diagonal 4 (Krippendorff's binary example has alpha 0.095).
+    # Two raters, ten items: coincidences 00: 12, 11: 4, off the diagonal 4 (Krippendorff's binary example has alpha
+    # 0.095).
     one = [0, 1, 0, 0, 0, 0, 0, 0, 1, 0]
     two = [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]
     rows = [[bool(a), bool(b)] for a, b in zip(one, two, strict=True)]

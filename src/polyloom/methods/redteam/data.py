@@ -1,4 +1,5 @@
-"""The user's files: behaviours in the public forms, refusal keywords, responses, labels, and JailbreakBench artefacts."""
+"""The user's files: behaviours in the public forms, refusal keywords, responses, labels, and JailbreakBench
+artefacts."""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ class Behaviours:
 
 
 def read_behaviours(file: str, targets: str = "", target_template: str = TARGET_TEMPLATE) -> Behaviours:
-    """Read behaviours: CSV or JSONL in the headers of AdvBench, JailbreakBench or HarmBench, or plain text, one goal a line.
+    """Read behaviours: CSV or JSONL in the headers of AdvBench, JailbreakBench or HarmBench, or plain text, one
+    goal a line.
 
     Args:
         file: `.csv`, `.jsonl`, or text.
@@ -155,7 +157,9 @@ def write_jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def split_behaviours(rows: Sequence[Behaviour], num_train: int, num_test: int) -> tuple[list[Behaviour], list[Behaviour]]:
+def split_behaviours(
+    rows: Sequence[Behaviour], num_train: int, num_test: int
+) -> tuple[list[Behaviour], list[Behaviour]]:
     """Take the first `num_train` rows to optimise on and further ones, of other groups, to test on.
 
     Raises:
@@ -255,7 +259,13 @@ class Attempt:
 
 
 def write_artefact(
-    attempts: Sequence[Attempt], *, model: str, method: str, judge: str, keep_responses: bool, parameters: Mapping[str, Any]
+    attempts: Sequence[Attempt],
+    *,
+    model: str,
+    method: str,
+    judge: str,
+    keep_responses: bool,
+    parameters: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return attempts in the layout of a JailbreakBench artefact; without `keep_responses` the texts are null.
 

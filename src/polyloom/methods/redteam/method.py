@@ -62,7 +62,8 @@ def decay_weights(num_tokens: int, form: Decay = "code") -> Float[Tensor, "token
 
     Args:
         num_tokens: H.
-        form: `code` w_i = 0.5 + 0.5 cos(linspace(0, pi/2, H))_i, from 1 to 0.5; `paper` 0.5 + 0.5 cos(i/H pi/2), i = 1..H; `none` ones.
+        form: `code` w_i = 0.5 + 0.5 cos(linspace(0, pi/2, H))_i, from 1 to 0.5; `paper` 0.5 + 0.5 cos(i/H pi/2), i
+            = 1..H; `none` ones.
 
     Source: DSN (2404.16369), the released code's form and the poster's.
     """
@@ -84,7 +85,8 @@ def target_losses(
 
 
 def mellowmax(values: Float[Tensor, "*batch tokens"], omega: float) -> Float[Tensor, "*batch"]:
-    """Return (logsumexp(omega t) - log n) / omega over the last dimension: the mean for small omega, the maximum for large."""
+    """Return (logsumexp(omega t) - log n) / omega over the last dimension: the mean for small omega, the maximum
+    for large."""
     return (torch.logsumexp(omega * values, dim=-1) - math.log(values.shape[-1])) / omega
 
 
@@ -151,7 +153,8 @@ def objective_loss(
         objective: weights, keywords and form.
         alpha: weight of the refusal loss; 0 does not compute it.
 
-    Source: GCG (2307.15043) for alpha = 0 without decay; DSN (2404.16369). The weight multiplies the log-probability: inside the product it
+    Source: GCG (2307.15043) for alpha = 0 without decay; DSN (2404.16369). The weight multiplies the
+        log-probability: inside the product it
     would change no gradient.
     """
     rows = logits[:, :-1]
@@ -177,7 +180,8 @@ def one_hot_gradient(
 
 def normalise_rows(gradient: Float[Tensor, "positions vocabulary"]) -> Float[Tensor, "positions vocabulary"]:
     """Divide each row by its length, so that gradients of several models can be added."""
-    return gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
+    length: Tensor = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
+    return gradient / length.clamp(min=torch.finfo(gradient.dtype).tiny)
 
 
 def even_positions(num_candidates: int, num_positions: int) -> Int[Tensor, "candidates"]:
@@ -221,8 +225,11 @@ def best_choices(
     return (-gradient.masked_fill(banned, float("inf"))).topk(topk, dim=-1).indices
 
 
-def probe_size(draft_losses: Float[Tensor, "probe"], probe_losses: Float[Tensor, "probe"], width: int, reduction: int = 8) -> int:
-    """Return how many of the draft's best candidates the victim still has to score: max(1, min(B, (1 - a) B / R)), a = (1 + rho) / 2.
+def probe_size(
+    draft_losses: Float[Tensor, "probe"], probe_losses: Float[Tensor, "probe"], width: int, reduction: int = 8
+) -> int:
+    """Return how many of the draft's best candidates the victim still has to score: max(1, min(B, (1 - a) B / R)),
+    a = (1 + rho) / 2.
 
     Args:
         draft_losses: of the probe set under the draft model.

@@ -52,7 +52,8 @@ class Settings:
         num_replaced: positions changed in each candidate.
         buffer_size: how many of the best suffixes are kept to go on from; 0 goes on from the step's best.
         early_stop: end when a candidate's most probable tokens are the whole target, for every behaviour.
-        num_groups: candidates that change late positions share the keys and values of the unchanged ones, in so many groups.
+        num_groups: candidates that change late positions share the keys and values of the unchanged ones, in so
+            many groups.
         use_cache: compute the tokens before the suffix once.
         momentum: share of the last step's gradient that is added.
     """
@@ -121,7 +122,7 @@ class Scorer:
         self.before, self.after, self.target = (
             torch.tensor(ids, dtype=torch.int64, device=device) for ids in (slot.before, slot.after, slot.target)
         )
-        self.embeddings: Tensor = model.get_input_embeddings().weight.detach()  # type: ignore[union-attr]
+        self.embeddings = embedding_table(model)
         self.num_rows = len(slot.target) + 1
         self.max_rows = 0
         self.prefix: KeyValues = []
@@ -136,7 +137,8 @@ class Scorer:
         return states if states and states[0][0].shape[-2] == len(self.before) else []
 
     def gradient(self, suffix: Tensor, objective: Objective) -> tuple[Tensor, KeyValues]:
-        """Return dL/d onehot [S, V] at `suffix` [S], and the keys and values of all before and in it (empty without a cache)."""
+        """Return dL/d onehot [S, V] at `suffix` [S], and the keys and values of all before and in it (empty without
+        a cache)."""
         embeds = self.embeddings[suffix].clone().requires_grad_()
         rest = self.embeddings[torch.cat([self.after, self.target])]
         cache = DynamicCache([(k, v) for k, v in self.prefix]) if self.prefix else None
@@ -180,9 +182,15 @@ class Scorer:
         ).logits
         return _wide(logits[:, -self.num_rows :])
 
-    def losses(self, candidates: Tensor, objective: Objective, suffix: Tensor, shared: KeyValues) -> tuple[Parts, Tensor]:
+    def losses(
+        self, candidates: Tensor, objective: Objective, suffix: Tensor, shared: KeyValues
+    ) -> tuple[Parts, Tensor]:
         """Return the parts of each candidate's loss, and whether its most probable tokens are the target, [B] each."""
-        first = _first_changes(candidates, suffix) if shared is not self.prefix else torch.zeros(len(candidates), dtype=torch.int64)
+        first = (
+            _first_changes(candidates, suffix)
+            if shared is not self.prefix
+            else torch.zeros(len(candidates), dtype=torch.int64)
+        )
         order = first.argsort(stable=True)
         num_groups = self.settings.num_groups if len(shared) and shared is not self.prefix else 1
         found: list[tuple[Parts, Tensor]] = []
@@ -204,7 +212,7 @@ class Scorer:
         size = self.max_rows or max(1, TOKEN_BUDGET // length)
         while True:
             try:
-                return [self._batch(part, objective, shared, start) for part in candidates.split(size)]
+                return [self._batch(part, objective, shared, start) for part in torch.split(candidates, size)]
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if size == 1 or not _is_memory(error):
                     raise
@@ -334,7 +342,8 @@ class Search:
             if len(kept) and bool(changed.any()):
                 return kept
         raise PolyloomError(
-            "no candidate comes back unchanged from text.", hint="Try another --init, --suffix-tokens or a larger --width."
+            "no candidate comes back unchanged from text.",
+            hint="Try another --init, --suffix-tokens or a larger --width.",
         )
 
     def _score(
@@ -346,7 +355,9 @@ class Search:
             candidates_kept = self._probe(candidates, suffix, shared, generator)
             parts, exact = self._sum(self.scorers, candidates[candidates_kept], suffix, shared)
             full = torch.full((len(candidates),), torch.inf, device=candidates.device, dtype=parts.loss.dtype)
-            spread = [full.clone().index_copy_(0, candidates_kept, getattr(parts, n)) for n in ("loss", "target", "refusal")]
+            spread = [
+                full.clone().index_copy_(0, candidates_kept, getattr(parts, n)) for n in ("loss", "target", "refusal")
+            ]
             all_exact = torch.zeros(len(candidates), dtype=torch.bool, device=candidates.device)
             return Parts(*spread), all_exact.index_copy_(0, candidates_kept, exact)
         return self._sum(self.scorers, candidates, suffix, shared)
@@ -358,19 +369,25 @@ class Search:
         seen, _ = self._sum(self.scorers, candidates[probe], suffix, shared)
         num_kept = probe_size(draft.loss[probe], seen.loss, len(candidates))
         best = draft.loss.topk(num_kept, largest=False).indices
-        return torch.cat([probe, best]).unique()
+        return torch.unique(torch.cat([probe, best]))  # type: ignore[no-any-return]
 
     def _sum(
         self, scorers: Sequence[Scorer], candidates: Tensor, suffix: Tensor, shared: Sequence[KeyValues]
     ) -> tuple[Parts, Tensor]:
-        found = [s.losses(candidates, self.objective, suffix, states) for s, states in zip(scorers, shared, strict=True)]
+        found = [
+            s.losses(candidates, self.objective, suffix, states) for s, states in zip(scorers, shared, strict=True)
+        ]
         names = ("loss", "target", "refusal")
         summed = Parts(*(torch.stack([getattr(parts, name) for parts, _ in found]).sum(dim=0) for name in names))
         return summed, torch.stack([exact for _, exact in found]).all(dim=0)
 
 
 def run_search(
-    search: Search, state: State, *, on_step: Callable[[Step], None] | None = None, save: Callable[[State], None] | None = None
+    search: Search,
+    state: State,
+    *,
+    on_step: Callable[[Step], None] | None = None,
+    save: Callable[[State], None] | None = None,
 ) -> State:
     """Step until the budget is used up or the search stops early; `save` is called after every step."""
     while len(state.steps) < search.settings.num_steps and not state.stopped_early:
@@ -384,9 +401,10 @@ def run_search(
 
 def _check(model: PreTrainedModel, slots: Sequence[Slot], objective: Objective) -> None:
     if model.config.is_encoder_decoder:
-        raise UserError("is an encoder-decoder model; the search needs a causal one.", where=str(model.config.model_type))
-    weight = model.get_input_embeddings().weight  # type: ignore[union-attr]
-    if not torch.is_floating_point(weight):  # type: ignore[arg-type]
+        raise UserError(
+            "is an encoder-decoder model; the search needs a causal one.", where=str(model.config.model_type)
+        )
+    if not torch.is_floating_point(embedding_table(model)):
         raise UserError("its embeddings are quantised, so they have no gradient.", hint="Use --objectives random.")
     if not slots:
         raise UserError("there is no behaviour to search for.")
@@ -398,14 +416,22 @@ def _check(model: PreTrainedModel, slots: Sequence[Slot], objective: Objective) 
 
 
 def _first_changes(candidates: Tensor, suffix: Tensor) -> Tensor:
-    """Return the first position at which each candidate differs, [B] on the CPU; the last one for an equal candidate."""
+    """Return the first position at which each candidate differs, [B] on the CPU; the last one for an equal
+    candidate."""
     changed = candidates != suffix
     first = torch.where(changed.any(dim=-1), changed.int().argmax(dim=-1), candidates.shape[1] - 1)
     return first.cpu()
 
 
+def embedding_table(model: PreTrainedModel) -> Tensor:
+    """Return the rows of the input embedding, [vocabulary, dim]."""
+    weight: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    return weight.detach()
+
+
 def _states(cache: DynamicCache) -> KeyValues:
-    return [(layer.keys, layer.values) for layer in cache.layers if isinstance(layer.keys, Tensor)]  # type: ignore[misc]
+    layers: list[Any] = cache.layers
+    return [(layer.keys, layer.values) for layer in layers if isinstance(getattr(layer, "keys", None), Tensor)]
 
 
 def _wide(logits: Tensor) -> Tensor:

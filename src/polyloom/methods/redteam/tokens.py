@@ -1,4 +1,5 @@
-"""From conversations to token ids around a suffix, and the rule that a suffix must survive the way back through text."""
+"""From conversations to token ids around a suffix, and the rule that a suffix must survive the way back through
+text."""
 
 from __future__ import annotations
 
@@ -115,13 +116,16 @@ def banned_tokens(tokenizer: PreTrainedTokenizerBase, num_rows: int, allow_non_a
     never = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     texts = tokenizer.batch_decode([[i] for i in range(min(len(tokenizer), num_rows))])
     for i, text in enumerate(texts):
-        plain = "\ufffd" not in text and text.isprintable() if allow_non_ascii else text.isascii() and text.isprintable()
+        plain = (
+            "\ufffd" not in text and text.isprintable() if allow_non_ascii else text.isascii() and text.isprintable()
+        )
         banned[i] = i in never or not text or not plain
     return banned
 
 
 class TokenRules:
-    """Which suffixes are allowed: no banned token, and the same ids again after decoding and encoding, alone and in every conversation."""
+    """Which suffixes are allowed: no banned token, and the same ids again after decoding and encoding, alone and in
+    every conversation."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], banned: Tensor) -> None:
         self.tokenizer, self.prompts, self.banned = tokenizer, tuple(prompts), banned
@@ -190,8 +194,13 @@ def make_prompts(
             return whole, suffix
     raise UserError(
         f"no suffix of {num_tokens} tokens comes back unchanged from text: the tokenizer does not round-trip.",
-        hint="Try another --suffix-tokens or --init; a tokenizer that rewrites text (lower case, say) cannot be searched.",
+        hint="Try another --suffix-tokens or --init; one that rewrites text (lower case, say) cannot be searched.",
     )
+
+
+def decode_suffix(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Return a suffix as text, its spaces as they are."""
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
 def _split(tokenizer: PreTrainedTokenizerBase, behaviour: Behaviour, system: str) -> tuple[str, str, str]:
@@ -203,7 +212,9 @@ def _split(tokenizer: PreTrainedTokenizerBase, behaviour: Behaviour, system: str
     return (head[:-1], " ", tail) if head.endswith(" ") else (head, "", tail)
 
 
-def _initial(tokenizer: PreTrainedTokenizerBase, num_tokens: int, banned: Tensor, init: str, seed: int) -> list[list[int]]:
+def _initial(
+    tokenizer: PreTrainedTokenizerBase, num_tokens: int, banned: Tensor, init: str, seed: int
+) -> list[list[int]]:
     units = [ids for unit in ([init] if init else UNITS) if (ids := encode(tokenizer, unit))]
     repeated = [(ids * num_tokens)[:num_tokens] for ids in units]
     allowed = (~banned).nonzero().flatten().tolist()
@@ -219,7 +230,7 @@ def _place(
 ) -> Prompt | None:
     """Cut the encoded conversation at the suffix; None where its tokens do not stand alone."""
     head, separator, tail = parts
-    suffix = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    suffix = decode_suffix(tokenizer, ids)
     text = Prompt(head, separator, tail, (), (), target).text(suffix)
     whole = prompt_ids(tokenizer, text)
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
