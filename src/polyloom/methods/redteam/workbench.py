@@ -207,7 +207,7 @@ def harden(target: Target, run: Run, suffixes: Sequence[str], steps: int) -> Vic
             )
 
     return replace(
-        target.victim, model=trained(run, f"hardened-{target.seed}-{number}", make), name=f"hardened-{number}"
+        target.victim, model=trained(run, f"hardened-{target.seed}", make), name="hardened"
     )
 
 
