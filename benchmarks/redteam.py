@@ -20,6 +20,7 @@ from polyloom.methods.redteam.search import Search, Settings, Slot, State, run_s
 
 STEPS = 20
 TOPK = 48
+ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def main() -> None:
     for case in CASES:
         model = build(case, len(tokenizer))
         ratios, differences = [], []
-        for _ in range(3):
+        for _ in range(ROUNDS):
             their_losses, their_seconds = theirs(model, tokenizer, behaviour.goal, behaviour.target, case)
             our_losses, our_seconds = ours(model, tokenizer, behaviour.goal, behaviour.target, case)
             ratios.append(their_seconds / our_seconds)

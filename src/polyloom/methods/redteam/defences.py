@@ -8,7 +8,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,6 +28,7 @@ WINDOW_TOKENS = 10
 REWRITE = "Say the following request in other words. Write the request alone.\n\n{text}"
 
 
+@runtime_checkable
 class TextScorer(Protocol):
     """Gives the negative log-likelihood, in nats, of each token of a text."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from polyloom.core.errors import UserError, closest
 from polyloom.generation.chat import ChatReply, ChatRequest, ask, complete_all
@@ -49,6 +49,7 @@ class Opinion:
     reason: str = ""
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Whatever gives opinions on responses."""
 
