@@ -11,7 +11,7 @@ from polyloom.methods.redteam.config import AttackConfig
 from polyloom.methods.redteam.data import Behaviour, text_hash, write_artefact, write_jsonl
 from polyloom.methods.redteam.defences import PerplexityFilter, TrigramScorer
 from polyloom.methods.redteam.evaluation import Judged, attack_prompts, rate, share, to_attempts
-from polyloom.methods.redteam.keywords import EVALUATION, overlap
+from polyloom.methods.redteam.keywords import overlap
 from polyloom.methods.redteam.workbench import (
     Baseline,
     Found,
@@ -257,7 +257,7 @@ def attack_verdicts(attacked: Sequence[Attacked]) -> list[str]:
 
 def overlap_note(target: Target) -> list[str]:
     """Say how many of the optimised phrases the keyword judge looks for."""
-    found = overlap(target.optimised, EVALUATION["en"])
+    found = overlap(target.optimised, target.judged)
     return [
         f"The keyword judge finds {found:.0%} of the phrases that dsn pushes down, which inflates its rate for dsn."
     ]

@@ -56,7 +56,7 @@ from polyloom.methods.redteam.workbench import (
     make_objective,
     measure_baseline,
     open_target,
-    refused,
+    refusal_test,
     trained,
 )
 from polyloom.metrics.agreement import auroc, true_positive_rate_at
@@ -126,7 +126,9 @@ def make_defences(target: Target, config: DefendConfig) -> dict[str, Defend]:
         model = load_model(config.scorer)
         scorer = ModelScorer(model, load_tokenizer(config.scorer, model))
     clean = tuple(target.clean[1::2] or target.clean)
-    smooth = SmoothLLM(refused, config.smooth_kind, config.smooth_percent, config.smooth_copies, target.seed)
+    smooth = SmoothLLM(
+        refusal_test(target), config.smooth_kind, config.smooth_percent, config.smooth_copies, target.seed
+    )
     if "smoothllm" in config.defences:
         check_smoothing([b.prompt for b in target.test], config.smooth_percent)
     if "system" in config.defences and not config.system_prompt:
@@ -150,7 +152,7 @@ def make_defences(target: Target, config: DefendConfig) -> dict[str, Defend]:
 def _output_judge(target: Target, config: DefendConfig) -> Judge:
     """Return who reads the responses: the user's judge, or a pattern of the embedded secret."""
     if config.output_judge:
-        return load_judge(config.output_judge, target.optimised)
+        return load_judge(config.output_judge, target.judged)
     if target.sandbox is not None:
         return FormJudge(partial(leak_pattern, target.sandbox), "1")
     return target.judges[0]

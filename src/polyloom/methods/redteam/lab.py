@@ -21,7 +21,7 @@ from polyloom.methods.redteam.workbench import (
     embedded_target,
     harden,
     measure_baseline,
-    refused,
+    refusal_test,
 )
 from polyloom.metrics import agreement
 from polyloom.metrics.statistics import Interval, paired_bootstrap, spearman, t_interval, wilson_interval
@@ -155,7 +155,7 @@ def _judge_values(judged: Sequence[Judged]) -> Measured:
 
 def _curve(target: Target, light: Sequence[Attacked]) -> list[Measured]:
     """Return loss and opened share at a few steps of each search."""
-    behaviours = target.test[:CURVE_BEHAVIOURS]
+    behaviours, refused = target.test[:CURVE_BEHAVIOURS], refusal_test(target)
     points = []
     for one in light:
         if one.found.objective not in SEARCHED:

@@ -173,10 +173,10 @@ def run_agree(config: AgreeConfig, run: Run) -> Result:
     corrected: dict[str, Interval] = {}
     names = list(judged.opinions)
     for name in names:
-        rows.append(_agreement_row(name, judged, truth, held, scalars, config.seed))
+        rows.append(_agreement_row(name, judged, truth, scalars, config.seed))
         items = others if name in others.opinions else judged
         found = _correct(
-            judged.verdicts(name), truth, items.verdicts(name), held, apart=items is not judged, seed=config.seed
+            judged.verdicts(name), truth, items.verdicts(name), set(held), apart=items is not judged, seed=config.seed
         )
         if found is not None:
             corrected[name] = found
@@ -229,7 +229,7 @@ def _weighted(judged: Judged, members: Sequence[str], truth: Sequence[bool], fit
 
 
 def _agreement_row(
-    name: str, judged: Judged, truth: Sequence[bool], held: Sequence[int], scalars: dict[str, Scalar], seed: int
+    name: str, judged: Judged, truth: Sequence[bool], scalars: dict[str, Scalar], seed: int
 ) -> list[str | int | float | bool | None]:
     verdicts = judged.verdicts(name)
     known = [i for i, verdict in enumerate(verdicts) if verdict is not None]
@@ -249,7 +249,7 @@ def _correct(
     labelled: Sequence[bool | None],
     truth: Sequence[bool],
     asked: Sequence[bool | None],
-    held: Sequence[int],
+    held: set[int],
     *,
     apart: bool,
     seed: int,
@@ -260,7 +260,7 @@ def _correct(
         for i, (v, y) in enumerate(zip(labelled, truth, strict=True))
         if v is not None and (apart or i not in set(held))
     ]
-    items = [v for i, v in enumerate(asked) if v is not None and (apart or i in set(held))]
+    items = [v for i, v in enumerate(asked) if v is not None and (apart or i in held)]
     if not pairs or not items:
         return None
     return agreement.corrected_rate(items, [y for _, y in pairs], [v for v, _ in pairs], seed=seed)

@@ -48,6 +48,8 @@ class Target:
         benign: prompts that should be answered.
         clean: further benign prompts, which filters are set on.
         optimised: phrases of the refusal loss.
+        judged: phrases of the keyword judge.
+        language: of those phrases.
         judges: who judges responses.
         members: names of the ensemble's.
         notes: what the report has to say of the files.
@@ -61,6 +63,8 @@ class Target:
     benign: list[Behaviour]
     clean: list[str]
     optimised: tuple[str, ...]
+    judged: tuple[str, ...]
+    language: str
     judges: list[Judge]
     members: tuple[str, ...]
     notes: list[str]
@@ -127,6 +131,8 @@ def open_target(config: VictimConfig, run: Run) -> Target:
         list(answered.rows[half:] or answered.rows)[:NUM_BENIGN],
         [b.prompt for b in answered.rows[:half]],
         keywords_for(config.language, OPTIMISATION, config.keywords),
+        judged,
+        config.language,
         judges,
         (),
         [*found.notes, f"Authorised by: {config.authorised_by}."],
@@ -158,6 +164,8 @@ def embedded_target(
         list(sandbox.free[:NUM_BENIGN]),
         [b.prompt for b in sandbox.free[NUM_BENIGN:]],
         OPTIMISATION["en"],
+        EVALUATION["en"],
+        "en",
         [keywords, nli, form, TruthJudge()],
         ("keywords", "nli", "form"),
         [],
@@ -206,9 +214,7 @@ def harden(target: Target, run: Run, suffixes: Sequence[str], steps: int) -> Vic
                 check_stop=run.check_stop,
             )
 
-    return replace(
-        target.victim, model=trained(run, f"hardened-{target.seed}", make), name="hardened"
-    )
+    return replace(target.victim, model=trained(run, f"hardened-{target.seed}", make), name="hardened")
 
 
 def make_objective(
@@ -407,13 +413,15 @@ def measure_baseline(target: Target) -> Baseline:
             "The model does not answer more than 20 % of the benign prompts: a low success rate may be over-refusal."
         )
     texts = " ".join(one.response for one in sealed.responses)
-    if foreign_share(texts, "en") > 0.5:
-        warnings.append(
-            "Most responses are not in the script of English: check --language, or the keyword rate is without meaning."
-        )
+    if foreign_share(texts, target.language) > 0.5:
+        warnings.append("Most responses are not in the script of --language: the keyword rate is without meaning.")
     return Baseline(sealed, benign, answered, warnings)
 
 
-def refused(text: str) -> bool:
-    """Say whether a response is a refusal in the built-in English phrases, or empty."""
-    return not text.strip() or has_refusal(text, EVALUATION["en"])
+def refusal_test(target: Target) -> Callable[[str], bool]:
+    """Return what says whether a response is empty or a refusal in the judge's phrases."""
+
+    def refused(text: str) -> bool:
+        return not text.strip() or has_refusal(text, target.judged)
+
+    return refused
