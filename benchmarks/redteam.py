@@ -5,6 +5,7 @@ Run as `python benchmarks/redteam.py`. nanogcg runs without its prefix cache, wh
 
 from __future__ import annotations
 
+import importlib
 import logging
 import statistics
 import time
@@ -47,15 +48,14 @@ def build(case: Case, vocabulary: int) -> PreTrainedModel:
         tie_word_embeddings=True,
         max_position_embeddings=256,
     )
-    model: PreTrainedModel = LlamaForCausalLM(config).eval()
-    return model
+    model: PreTrainedModel = LlamaForCausalLM(config)
+    return model.train(False)
 
 
 def theirs(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, goal: str, target: str, case: Case
 ) -> tuple[list[float], float]:
-    import nanogcg
-
+    nanogcg: Any = importlib.import_module("nanogcg")
     config = nanogcg.GCGConfig(
         num_steps=STEPS,
         search_width=case.width,
@@ -75,7 +75,7 @@ def theirs(
 def ours(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, goal: str, target: str, case: Case
 ) -> tuple[list[float], float]:
-    from nanogcg.utils import get_nonascii_toks
+    utils: Any = importlib.import_module("nanogcg.utils")
 
     def ids(text: str) -> tuple[int, ...]:
         found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -88,7 +88,7 @@ def ours(
 
     start = time.process_time()
     banned = torch.zeros(len(tokenizer), dtype=torch.bool)
-    banned[get_nonascii_toks(tokenizer)] = True
+    banned[utils.get_nonascii_toks(tokenizer)] = True
     slot = Slot(ids(f"<user>{goal}"), ids("<assistant>"), ids(target))
     settings = Settings(num_steps=STEPS, width=case.width, topk=TOPK, rule="random")
     generator = torch.Generator().manual_seed(0)

@@ -366,17 +366,17 @@ def test_perturbations_change_as_much_as_they_say() -> None:
     text = "currency: Rutiki? some words"
     rng = python_random(0, "test")
     count = int(len(text) * 20 / 100)
-    swapped = defences.perturb(text, "swap", 20, rng)
+    swapped = defences.perturb(text, "swap", 20.0, rng)
     assert len(swapped) == len(text)
     assert sum(a != b for a, b in zip(text, swapped, strict=True)) <= count
-    inserted = defences.perturb(text, "insert", 20, rng)
+    inserted = defences.perturb(text, "insert", 20.0, rng)
     assert len(inserted) == len(text) + count
     rest = iter(inserted)
     assert all(char in rest for char in text)  # the text is a subsequence
-    assert len(defences.perturb(text, "patch", 20, rng)) == len(text)
-    assert all(defences.perturb(text, kind, 0, rng) == text for kind in ("swap", "insert", "patch"))
+    assert len(defences.perturb(text, "patch", 20.0, rng)) == len(text)
+    assert all(defences.perturb(text, kind, 0.0, rng) == text for kind in ("swap", "insert", "patch"))
     with pytest.raises(UserError, match="changes no character"):
-        defences.check_smoothing(["short"], 10)
+        defences.check_smoothing(["short"], 10.0)
 
 
 def test_perplexity_of_a_uniform_model_is_the_vocabulary() -> None:
@@ -416,7 +416,7 @@ def test_smoothing_answers_as_most_copies_do(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(
         Victim, "answer", lambda self, texts: ["sorry" if i % 10 < 6 else "sure" for i in range(len(texts))]
     )
-    smooth = defences.SmoothLLM(lambda text: text == "sorry", percent=10)
+    smooth = defences.SmoothLLM(lambda text: text == "sorry", percent=10.0)
     assert smooth(victim, ["some longer text", "another text"]) == Outcome(["sorry"] * 2, [False] * 2, 20)
 
 

@@ -8,6 +8,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -119,7 +120,7 @@ class PerplexityFilter:
         losses = self.scorer(text)
         return worst_window(losses) if self.windowed else mean_loss(losses)
 
-    @property
+    @cached_property
     def threshold(self) -> float:
         """Return tau: the largest score of the clean prompts, or their quantile."""
         scores = sorted(self.score(text) for text in self.clean)
