@@ -203,7 +203,8 @@ def gain(measured: Sequence[Measured], objective: str) -> Interval:
     pairs = [(_find(one, "light", objective)["opened"], _find(one, "light", "random")["opened"]) for one in measured]
     if len(pairs) == 1:
         return paired_bootstrap(*pairs[0])
-    return t_interval([float(np.mean(a)) - float(np.mean(b)) for a, b in pairs])
+    found = t_interval([float(np.mean(a)) - float(np.mean(b)) for a, b in pairs])
+    return Interval(found.value, max(-1.0, found.low), min(1.0, found.high))
 
 
 def hardening(measured: Sequence[Measured], objective: str) -> Interval:
@@ -213,7 +214,8 @@ def hardening(measured: Sequence[Measured], objective: str) -> Interval:
     ]
     if len(pairs) == 1:
         return paired_bootstrap(*pairs[0])
-    return t_interval([float(np.mean(a)) - float(np.mean(b)) for a, b in pairs])
+    found = t_interval([float(np.mean(a)) - float(np.mean(b)) for a, b in pairs])
+    return Interval(found.value, max(-1.0, found.low), min(1.0, found.high))
 
 
 def _mismatch(measured: Sequence[Measured]) -> float | None:
