@@ -30,6 +30,14 @@ from polyloom.runs.folder import Run
 NUM_CURVE = 4
 CURVE_BEHAVIOURS = 16
 FULL_SEEDS = 5
+KEY_FIGURES = (
+    "opened_light_dsn_10",
+    "gain_over_random_dsn_10",
+    "true_light_dsn_10",
+    "hardening_dsn_10",
+    "benign_answer_rate",
+    "benign_answer_rate_hardened",
+)
 SEARCHED = ("gcg", "decay", "dsn(1)", "dsn(10)")
 
 
@@ -254,7 +262,7 @@ def _scalars(measured: Sequence[Measured]) -> dict[str, Scalar]:
     for judge in measured[0]["judges"]["verdicts"]:
         labels, verdicts = _decided(measured, judge)
         scalars[f"judge_accuracy_{key_of(judge)}"] = Scalar(value=agreement.accuracy(labels, verdicts))
-    return scalars
+    return {name: scalars[name] for name in KEY_FIGURES} | scalars
 
 
 def _decided(measured: Sequence[Measured], judge: str) -> tuple[list[bool], list[bool]]:
