@@ -1,0 +1,672 @@
+"""The room's verbs on files and models: check, train, predict, evaluate, recommend, graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from polyloom.core.errors import UserError, closest
+from polyloom.core.files import read_json, read_text, write_json, write_text
+from polyloom.core.result import Artifact, Result, Scalar, Series, Table
+from polyloom.methods.docre import loglinear
+from polyloom.methods.docre.annotations import AnnotationStore
+from polyloom.methods.docre.config import (
+    CheckConfig,
+    EvaluateConfig,
+    GraphConfig,
+    PredictConfig,
+    RecommendConfig,
+    TrainConfig,
+    _DataConfig,
+)
+from polyloom.methods.docre.data import (
+    Document,
+    Triple,
+    evidence_by_rule,
+    facts_of_names,
+    gold_facts,
+    load_documents,
+    name_facts,
+    read_documents,
+    sentence_distance,
+    totals,
+    write_documents,
+)
+from polyloom.methods.docre.graph import Graph, difference, load_graph, save_graph, to_csv, to_cypher, to_turtle
+from polyloom.methods.docre.recommend import (
+    count_edits,
+    coverage,
+    edits_by_relation,
+    query_knowledge_base,
+    reduction,
+    union,
+)
+from polyloom.methods.docre.schema import INVERSE_PAIRS, NAMES, closure, missing_inverses, relations_of
+from polyloom.metrics.relations import (
+    Prediction,
+    RelationScores,
+    Score,
+    bootstrap_f1,
+    counts_by_title,
+    score_relations,
+)
+from polyloom.metrics.statistics import Interval
+from polyloom.models.device import pin_threads
+from polyloom.runs.folder import Run
+
+NO_RELATION = "Na"
+FREQUENT = ("P17", "P131", "P27", "P150", "P175", "P577", "P463", "P527", "P495", "P361")
+WORLD_LIMITATION = "The embedded world's documents are synthetic: templates around CLDR's names and facts."
+
+
+def documents_of(config: _DataConfig, *, split: str = "test") -> list[Document]:
+    """Return the documents that a configuration names."""
+    return load_documents(
+        config.data,
+        language=config.language,
+        num_documents=config.num_documents,
+        seed=config.seed,
+        split=split,
+        strict=config.strict,
+    )[0]
+
+
+def limits(*sources: str | None) -> list[str]:
+    """Return the limitation to print when any source is the embedded world."""
+    return [WORLD_LIMITATION] if "world" in sources else []
+
+
+def interval(value: Interval) -> Scalar:
+    """Return an interval as a scalar."""
+    return Scalar(value=value.value, low=value.low, high=value.high)
+
+
+def read_schema(path: Path) -> dict[str, str]:
+    """Read rel2id.json.
+
+    Raises:
+        UserError: no mapping, or no class 0, which is the threshold.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict) or not all(isinstance(i, int) for i in value.values()):
+        raise UserError("maps no relations to numbers.", where=str(path), hint="Give a rel2id.json.")
+    if 0 not in value.values():
+        hint = "Add Na: 0; class 0 is the threshold that a relation has to exceed."
+        raise UserError("has no relation with number 0.", where=str(path), hint=hint)
+    return {relation: str(number) for relation, number in value.items() if number}
+
+
+def run_check(config: CheckConfig, run: Run) -> Result:
+    """Count what a file holds and what is wrong with it; write it repaired.
+
+    Raises:
+        UserError: as `read_documents`.
+    """
+    schema = read_schema(Path(config.schema_file)) if config.schema_file else None
+    documents, defects = load_documents(
+        config.data,
+        language=config.language,
+        num_documents=config.num_documents,
+        seed=config.seed,
+        strict=config.strict,
+        relations=schema,
+    )
+    counts = totals(documents)
+    relations = Counter(t.relation for d in documents for t in d.triples or ())
+    gold = [(d, t) for d in documents for t in d.triples or () if t.evidence]
+    rule = score_relations(
+        {(str(i), 0, "", 0): t.evidence for i, (_, t) in enumerate(gold)},
+        [Prediction(str(i), 0, "", 0, evidence_by_rule(d, t.head, t.tail)) for i, (d, t) in enumerate(gold)],
+    ).evidence
+    same = sum(sentence_distance(d, t.head, t.tail) == 0 for d in documents for t in d.triples or ())
+    unclosed = sum(len(missing_inverses(document)) for document in documents)
+    path = run.artifact("repaired.json")
+    write_documents(path, documents)
+    kinds = ("spans_one_token_short", "zero_length_spans", "name_differs_by_spaces", "mixed_types")
+    values = {f"num_{kind}": defects.counts[kind] for kind in {*kinds, *defects.counts}}
+    scalars = {name: Scalar(value=value) for name, value in (counts | dict(sorted(values.items()))).items()}
+    scalars |= {
+        "evidence_rule_f1": Scalar(value=rule.f1),
+        "share_in_one_sentence": Scalar(value=same / max(1, counts["num_triples"])),
+        "num_missing_inverses": Scalar(value=unclosed),
+        "num_overlaps": Scalar(value=defects.counts["overlapping_mentions"]),
+    }
+    rows: list[list[Any]] = [[k, n, "; ".join(defects.examples.get(k, []))] for k, n in defects.counts.most_common()]
+    return run.result(
+        scalars=scalars,
+        tables={
+            "defects": Table(columns=["defect", "count", "first places"], rows=rows, title="Defects and remarks"),
+            "relations": Table(
+                columns=["relation", "name", "triples"],
+                rows=[[r, NAMES.get(r, ""), n] for r, n in relations.most_common()],
+                title="Relations",
+            ),
+        },
+        series={
+            "relations": Series(
+                x=[float(i) for i in range(min(20, len(relations)))],
+                y=[float(n) for _, n in relations.most_common(20)],
+                x_names=[NAMES.get(r, r) for r, _ in relations.most_common(20)],
+                kind="bar",
+                x_label="relation",
+                y_label="triples",
+                group="Most frequent relations",
+            )
+        },
+        artifacts={"repaired": _artifact(run, path, "the documents with repaired spans and triples")},
+        verdicts=[
+            f"{counts['num_documents']} documents with {counts['num_entities']} entities and "
+            f"{counts['num_triples']} triples; {sum(defects.counts.values())} defects and remarks, and "
+            f"{unclosed} triples whose inverse is missing."
+        ],
+        limitations=limits(config.data),
+    )
+
+
+def _artifact(run: Run, path: Path, description: str) -> Artifact:
+    kinds = {".json": "application/json", ".csv": "text/csv", ".ttl": "text/turtle", ".html": "text/html"}
+    name = path.relative_to(run.path).as_posix()
+    return Artifact(path=name, media_type=kinds.get(path.suffix, "text/plain"), description=description)
+
+
+def run_train(config: TrainConfig, run: Run) -> Result:
+    """Train a model of relations and store it under the run's artifacts.
+
+    Raises:
+        UserError: no labelled documents, or an encoder that cannot serve.
+    """
+    pin_threads()
+    documents = documents_of(config, split="train")
+    for path in config.more_data:
+        documents += read_documents(Path(path), strict=config.strict)[0]
+    folder = run.artifact("model")
+    if config.kind == "loglinear":
+        start = loglinear.load_model(Path(config.start)) if config.start else None
+        training = loglinear.Training(num_epochs=config.num_epochs, seed=config.seed)
+        with run.progress("train", 2 * config.num_epochs) as advance:
+            model = loglinear.train_model(documents, training=training, on_epoch=advance, start=start)
+        loglinear.save_model(model, folder)
+        scalars = {
+            "num_features": Scalar(value=len(model.rows)),
+            "num_relations": Scalar(value=len(model.relations)),
+            "margin": Scalar(value=model.margin),
+        }
+    else:
+        from polyloom.methods.docre.transformer import train_transformer
+
+        losses = train_transformer(documents, config, run, folder)
+        scalars = {"first_loss": Scalar(value=losses[0]), "last_loss": Scalar(value=losses[-1])}
+    return run.result(
+        scalars=scalars | {"num_documents": Scalar(value=len(documents))},
+        artifacts={"model": Artifact(path="artifacts/model", media_type="inode/directory", description="the model")},
+        verdicts=[f"Trained {config.kind} on {len(documents)} documents; the model is in {run.id}/artifacts/model."],
+        limitations=limits(config.data),
+    )
+
+
+def predict_with(config: PredictConfig, documents: Sequence[Document]) -> list[Prediction]:
+    """Predict with whichever model the folder holds.
+
+    Raises:
+        UserError: no model in the folder.
+    """
+    folder = Path(config.model)
+    kind = read_json(folder / "model.json").get("kind")
+    if kind == "docre-loglinear":
+        return loglinear.predict(loglinear.load_model(folder), documents, margin=config.margin)
+    if kind == "docre-transformer":
+        from polyloom.methods.docre.transformer import load_transformer, predict_documents
+
+        model = load_transformer(folder, config.device)
+        return predict_documents(model, documents, margin=config.margin or 0.0, fusion=config.fusion)
+    raise UserError("is no model of this room.", where=str(folder), hint="Give a folder that `docre train` wrote.")
+
+
+def run_predict(config: PredictConfig, run: Run) -> Result:
+    """Write predicted triples with evidence and scores; where there is gold, score them.
+
+    Raises:
+        UserError: no model, or no documents.
+    """
+    pin_threads()
+    documents = documents_of(config)
+    predictions = predict_with(config, documents)
+    if config.closure:
+        predictions = close_predictions(predictions)
+    path = run.artifact("predictions.json")
+    write_json(path, [prediction_json(one) for one in predictions])
+    scalars = {"num_predictions": Scalar(value=len(predictions)), "num_documents": Scalar(value=len(documents))}
+    verdicts = [f"{len(predictions)} triples in {len(documents)} documents."]
+    labelled = [document for document in documents if document.triples is not None]
+    if labelled:
+        scores = score_relations(gold_facts(labelled), predictions, titles={d.title for d in labelled})
+        scalars |= score_scalars(scores)
+        verdicts[0] += f" F1 {scores.relation.f1:.3f}, evidence F1 {scores.evidence.f1:.3f}."
+    else:
+        verdicts[0] += " Metrics: n/a (no gold)."
+    return run.result(
+        scalars=scalars,
+        artifacts={"predictions": _artifact(run, path, "predicted triples")},
+        verdicts=verdicts,
+        limitations=limits(config.data),
+    )
+
+
+def close_predictions(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Add the inverse of each predicted triple, with its evidence and score."""
+    kept = {one.fact: one for one in predictions}
+    for one in predictions:
+        for triple in closure([Triple(one.head, one.relation, one.tail, one.evidence)])[1:]:
+            derived = Prediction(one.title, triple.head, triple.relation, triple.tail, triple.evidence, one.score)
+            kept.setdefault(derived.fact, derived)
+    return list(kept.values())
+
+
+def prediction_json(one: Prediction) -> dict[str, Any]:
+    """Return a prediction in the official scorer's form."""
+    value = {"title": one.title, "h_idx": one.head, "t_idx": one.tail, "r": one.relation}
+    return value | {"evidence": list(one.evidence), "score": one.score}
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Read predictions: a JSON array of title, h_idx, t_idx, r, and perhaps evidence and score.
+
+    Raises:
+        UserError: no such array; the row is named.
+    """
+    value = read_json(path)
+    if not isinstance(value, list):
+        raise UserError("holds no JSON array of predictions.", where=str(path))
+    found = []
+    for number, row in enumerate(value):
+        try:
+            evidence = tuple(map(int, row.get("evidence") or ()))
+            found.append(
+                Prediction(
+                    row["title"], int(row["h_idx"]), row["r"], int(row["t_idx"]), evidence, float(row.get("score", 0))
+                )
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            hint = "A prediction has title, h_idx, t_idx, r."
+            raise UserError(f"is no prediction ({error}).", where=f"{path}: row {number}", hint=hint) from error
+    return found
+
+
+def score_scalars(scores: RelationScores) -> dict[str, Scalar]:
+    """Return the official figures as scalars."""
+
+    def three(name: str, score: Score) -> dict[str, Scalar]:
+        return {f"{name}{field}": Scalar(value=getattr(score, field)) for field in Score._fields}
+
+    return {
+        **three("", scores.relation),
+        "ign_precision": Scalar(value=scores.ignored.precision),
+        "ign_f1": Scalar(value=scores.ignored.f1),
+        **three("evidence_", scores.evidence),
+    }
+
+
+def worked_example() -> tuple[list[Document], list[Prediction], list[Document]]:
+    """Return the scorer's worked example: gold documents, predictions, training documents."""
+    from polyloom.methods.docre.data import Mention
+
+    def mention(name: str, sentence: int) -> Mention:
+        return Mention(name, sentence, 0, 1, "PER")
+
+    entities = ((mention("A", 0),), (mention("B", 0), mention("B2", 1)), (mention("C", 1),))
+    triples = (Triple(0, "P1", 1, (0,)), Triple(1, "P2", 2, (1,)), Triple(0, "P1", 2, (0, 1)))
+    gold = Document("X", (("A", "B"), ("B2", "C")), entities, triples)
+    train = Document("T", (("A", "B2"),), ((mention("A", 0),), (mention("B2", 0),)), (Triple(0, "P1", 1),))
+    rows = [("X", 0, "P1", 1, (0, 1)), ("X", 0, "P1", 1, (0,)), ("X", 1, "P2", 2, (1,)), ("X", 2, "P2", 0, (1,))]
+    return [gold], [*(Prediction(*row) for row in rows), Prediction("unknown", 0, "P1", 1)], [train]
+
+
+def run_evaluate(config: EvaluateConfig, run: Run) -> Result:
+    """Score predictions as the official script does, beside the first-mention evidence rule, in slices.
+
+    Raises:
+        UserError: duplicate titles, unreadable files, or a request that fits neither scoring nor folds.
+    """
+    if config.num_folds:
+        from polyloom.methods.docre.transfer import run_folds
+
+        return run_folds(config, run)
+    if config.data is None:
+        documents, predictions, train = worked_example()
+    elif config.predictions is None:
+        raise UserError("there is nothing to score.", where="--predictions", hint="Or give --num-folds 5.")
+    else:
+        documents = read_documents(Path(config.data))[0]
+        predictions = read_predictions(Path(config.predictions))
+        train = read_documents(Path(config.train_data))[0] if config.train_data else []
+    labelled = [document for document in documents if document.triples is not None]
+    if not labelled:
+        raise UserError("has no gold triples: metrics n/a.", where=str(config.data), hint="Use `docre predict`.")
+    return _scored(config, run, labelled, predictions, train)
+
+
+def _scored(
+    config: EvaluateConfig,
+    run: Run,
+    documents: Sequence[Document],
+    predictions: Sequence[Prediction],
+    train: Sequence[Document],
+) -> Result:
+    gold, by_title = gold_facts(documents), {document.title: document for document in documents}
+    known = name_facts(train)
+    seen = {fact for document in documents for fact in facts_of_names(document, known)}
+    scores = score_relations(gold, predictions, titles=by_title, in_train=seen, smoothing=config.smoothing)
+    rule = score_relations(
+        gold,
+        [
+            one._replace(evidence=evidence_by_rule(by_title[one.title], one.head, one.tail))
+            for one in predictions
+            if _inside(one, by_title)
+        ],
+        titles=by_title,
+    ).evidence
+    scalars = score_scalars(scores) | {
+        "evidence_rule_f1": Scalar(value=rule.f1),
+        "num_predicted": Scalar(value=scores.num_predicted),
+        "num_gold": Scalar(value=scores.num_gold),
+    }
+    if len(documents) > 1:
+        scalars["f1"] = interval(bootstrap_f1(counts_by_title(gold, predictions, sorted(by_title)), seed=config.seed))
+    relations = relations_of(documents)
+    rows: list[list[Any]] = [
+        [r, NAMES.get(r, ""), *_row(score_relations(gold, predictions, keep=lambda f, r=r: f[2] == r))]
+        for r in relations
+    ]
+    macro = sum(row[-2] for row in rows) / max(1, len(rows))
+    verdict = f"F1 {scores.relation.f1:.4f}, Ign F1 {scores.ignored.f1:.4f}, evidence F1 {scores.evidence.f1:.4f}"
+    note = "" if predictions else " The prediction list is empty: all scores are 0."
+    columns = ["precision", "recall", "F1", "gold"]
+    return run.result(
+        scalars=scalars | {"macro_f1": Scalar(value=macro)},
+        tables={
+            "slices": Table(columns=["slice", *columns], rows=_slices(gold, predictions, by_title), title="Slices"),
+            "relations": Table(columns=["relation", "name", *columns], rows=rows, title="Per relation"),
+        },
+        verdicts=[f"{verdict} (first-mention rule on the same triples: {rule.f1:.4f}).{note}"],
+        limitations=[
+            "Ign recall is not reduced, as in the official script.",
+            *([] if train else ["No training file was given: Ign F1 equals F1."]),
+        ],
+    )
+
+
+def _row(scores: RelationScores) -> list[Any]:
+    return [*scores.relation, scores.num_gold]
+
+
+def _inside(one: Prediction, documents: Mapping[str, Document]) -> bool:
+    """Say whether both entities of a prediction exist."""
+    document = documents.get(one.title)
+    return document is not None and 0 <= min(one.head, one.tail) <= max(one.head, one.tail) < len(document.entities)
+
+
+def _slices(
+    gold: Mapping[Any, Any], predictions: Sequence[Prediction], documents: Mapping[str, Document]
+) -> list[list[Any]]:
+    distances = {
+        fact: sentence_distance(documents[fact[0]], fact[1], fact[3])
+        for fact in {*gold, *(one.fact for one in predictions if _inside(one, documents))}
+    }
+    keeps = {
+        "frequent": lambda fact: fact[2] in FREQUENT,
+        "long tail": lambda fact: fact[2] not in FREQUENT,
+        "intra-sentence": lambda fact: distances.get(fact) == 0,
+        "inter-sentence": lambda fact: distances.get(fact, 0) >= 1,
+        "inter, more than 5": lambda fact: distances.get(fact, 0) > 5,
+    }
+    return [[name, *_row(score_relations(gold, predictions, keep=keep))] for name, keep in keeps.items()]
+
+
+def read_name_facts(path: Path) -> list[tuple[str, str, str]]:
+    """Read a knowledge base of head, relation, tail between TABs.
+
+    Raises:
+        UserError: a line without three fields.
+    """
+    facts = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        fields = line.split("\t")
+        if len(fields) != 3:
+            raise UserError("has not three fields (head, relation, tail).", where=f"{path}:{number}")
+        facts.append((fields[0], fields[1], fields[2]))
+    return facts
+
+
+def recommender(config: RecommendConfig, run: Run) -> loglinear.LogLinear:
+    """Return the model of a configuration: its folder's, or one trained now."""
+    if config.model:
+        return loglinear.load_model(Path(config.model))
+    train = load_documents(
+        config.train_data, language=config.language, num_documents=config.num_train_documents, seed=config.seed
+    )[0]
+    with run.progress("train", 2 * loglinear.Training().num_epochs) as advance:
+        return loglinear.train_model(train, on_epoch=advance)
+
+
+def run_recommend(config: RecommendConfig, run: Run) -> Result:
+    """Recommend triples, by the knowledge base, the model and both; count the edit steps that each leaves.
+
+    Raises:
+        UserError: no model or unreadable files.
+    """
+    pin_threads()
+    documents = documents_of(config)
+    model = recommender(config, run)
+    facts = read_name_facts(Path(config.knowledge_base)) if config.knowledge_base else model.name_facts
+    systems = {
+        "nothing": [],
+        "knowledge base": query_knowledge_base(documents, facts),
+        "model, best F1": loglinear.predict(model, documents),
+        "model": loglinear.predict(model, documents, margin=loglinear.MIN_SCORE, least_probability=0.5),
+    }
+    systems["both"] = union(systems["model"], systems["knowledge base"])
+    path = run.artifact("recommendations.json")
+    write_json(path, [prediction_json(one) for one in systems["model"]])
+    if config.store:
+        fill_store(AnnotationStore(Path(config.store)), documents, systems["model"])
+    scalars = {
+        "num_recommended": Scalar(value=len(systems["model"])),
+        "knowledge_base_coverage": Scalar(value=coverage(documents, facts)),
+    }
+    tables, verdicts = {}, [f"{len(systems['model'])} triples are recommended; the documents have no gold to edit to."]
+    if labelled := [document for document in documents if document.triples is not None]:
+        titles = {document.title for document in labelled}
+        found = {name: [one for one in rows if one.title in titles] for name, rows in systems.items()}
+        more, tables, verdict = edit_tables(found, labelled, config.seed)
+        scalars |= more
+        verdicts = [verdict]
+    return run.result(
+        scalars=scalars,
+        tables=tables,
+        artifacts={"recommendations": _artifact(run, path, "the model's recommendations, with their scores")},
+        verdicts=verdicts,
+        limitations=[
+            *limits(config.data, config.train_data),
+            "Edit steps are counted against gold triples; a person who reads recommendations may stop looking for what "
+            "they lack. Leave some documents without them.",
+        ],
+    )
+
+
+def fill_store(store: AnnotationStore, documents: Sequence[Document], predictions: Sequence[Prediction]) -> None:
+    """Put recommendations into an annotation log."""
+    for document in documents:
+        store.recommend(
+            document.title,
+            [
+                (Triple(p.head, p.relation, p.tail, p.evidence), p.score, "model")
+                for p in predictions
+                if p.title == document.title
+            ],
+        )
+
+
+def edit_tables(
+    systems: Mapping[str, Sequence[Prediction]], documents: Sequence[Document], seed: int
+) -> tuple[dict[str, Scalar], dict[str, Table], str]:
+    """Return scalars, tables and the verdict on edit steps of named systems.
+
+    Args:
+        systems: recommendations of "nothing", "knowledge base" and "model" at least.
+        documents: with gold triples.
+        seed: of the resampled documents.
+    """
+    edits = {name: count_edits(found, documents) for name, found in systems.items()}
+    gold = gold_facts(documents)
+    rows: list[list[Any]] = []
+    for name, one in edits.items():
+        score = score_relations(gold, systems[name], titles={d.title for d in documents}).relation
+        rows.append([name, one.steps, one.composite, one.additions, one.removals, one.cost, *score])
+    saved = {
+        "reduction_against_knowledge_base": reduction(
+            edits["model"].by_document, edits["knowledge base"].by_document, seed=seed
+        ),
+        "reduction_against_nothing": reduction(edits["model"].by_document, edits["nothing"].by_document, seed=seed),
+    }
+    scalars = {name: interval(value) for name, value in saved.items()}
+    scalars |= {f"steps_{name.replace(' ', '_').replace(',', '')}": Scalar(value=e.steps) for name, e in edits.items()}
+    best = saved["reduction_against_knowledge_base"]
+    word = "saves" if best.low > 0 else "costs" if best.high < 0 else "makes no sure difference:"
+    columns = ["recommended by", "steps", "steps, composite", "additions", "removals", "weighted cost"]
+    by_relation = edits_by_relation(systems["model"], documents)
+    return (
+        scalars,
+        {
+            "edits": Table(
+                columns=[*columns, "precision", "recall", "F1"], rows=rows, title="Edit steps to the gold triples"
+            ),
+            "by_relation": Table(
+                columns=["relation", "name", "gold", "additions", "removals"],
+                rows=[[r, NAMES.get(r, ""), *counts] for r, counts in by_relation.items()],
+                title="Edits left by the model, per relation",
+            ),
+        },
+        f"Against recommendations by the knowledge base, the model {word} {abs(best.value):.0%} "
+        f"[{best.low:.0%}, {best.high:.0%}] of the edit steps ({edits['model'].steps} in place of "
+        f"{edits['knowledge base'].steps}; {edits['nothing'].steps} without recommendations).",
+    )
+
+
+def run_graph(config: GraphConfig, run: Run) -> Result:
+    """Build or update a knowledge graph, look something up, and export it.
+
+    Raises:
+        UserError: unreadable files, or a document or entity that the graph does not have.
+    """
+    documents = documents_of(config)
+    graph = load_graph(Path(config.graph)) if config.graph else Graph()
+    before = deepcopy(graph)
+    scores, model = {}, "gold"
+    if config.predictions:
+        predictions, model = read_predictions(Path(config.predictions)), "predicted"
+        scores = {one.fact: one.score for one in predictions}
+        documents = [with_triples(document, predictions) for document in documents]
+    if config.retract:
+        graph.retract(config.retract)
+    else:
+        graph.update(documents, scores=scores, model=model)
+    change, once = difference(before, graph), deepcopy(graph)
+    if not config.retract:
+        graph.update(documents, scores=scores, model=model)
+    artifacts = export_graph(graph, run)
+    tables = graph_tables(graph)
+    verdict = (
+        f"The graph has {len(graph.nodes)} entities and {len(graph.edges)} relations, each with its evidence; "
+        f"{change['edges_added']} came and {change['edges_removed']} went."
+    )
+    if config.query is not None:
+        tables |= query_table(graph, config.query)
+    unclosed = sum(len(missing_inverses(document)) for document in documents)
+    return run.result(
+        scalars={
+            "num_nodes": Scalar(value=len(graph.nodes)),
+            "num_edges": Scalar(value=len(graph.edges)),
+            "num_derived_edges": Scalar(value=sum(all(s.derived for s in found) for found in graph.edges.values())),
+            "num_conflicts": Scalar(value=len(graph.conflicts())),
+            "num_merge_candidates": Scalar(value=len(graph.merge_queue())),
+            "num_missing_inverses": Scalar(value=unclosed),
+            "edges_changed_by_second_run": Scalar(
+                value=sum(graph.edges.get(e) != once.edges.get(e) for e in {*graph.edges, *once.edges})
+            ),
+            **{name: Scalar(value=value) for name, value in change.items()},
+        },
+        tables=tables,
+        artifacts=artifacts,
+        verdicts=[verdict],
+        limitations=[
+            *limits(config.data),
+            "Entities are merged over documents by equal longest name and type; aliases wait in the merge queue.",
+            f"Derived edges come from {len(INVERSE_PAIRS)} inverse pairs of relations and the symmetric ones.",
+        ],
+    )
+
+
+def with_triples(document: Document, predictions: Sequence[Prediction]) -> Document:
+    """Return a document with predicted triples in the place of its own."""
+    found = [one for one in predictions if one.title == document.title and _inside(one, {document.title: document})]
+    return replace(document, triples=tuple(Triple(p.head, p.relation, p.tail, p.evidence) for p in found))
+
+
+def export_graph(graph: Graph, run: Run) -> dict[str, Artifact]:
+    """Write the graph in all its forms."""
+    save_graph(graph, run.artifact("graph.json"))
+    nodes, edges = to_csv(graph)
+    texts = {"graph.ttl": to_turtle(graph), "nodes.csv": nodes, "edges.csv": edges, "graph.cypher": to_cypher(graph)}
+    for name, text in texts.items():
+        write_text(run.artifact(name), text)
+    names = ["graph.json", *texts]
+    return {name: _artifact(run, run.artifact(name), "the knowledge graph") for name in names}
+
+
+def graph_tables(graph: Graph, limit: int = 60) -> dict[str, Table]:
+    """Return edges with evidence, conflicts and the merge queue as tables."""
+    name = {node.id: node.name for node in graph.nodes.values()}
+    edges: list[list[Any]] = []
+    for (h, r, t), support in sorted(graph.edges.items(), key=lambda item: (name[item[0][0]], item[0][1])):
+        if not all(one.derived for one in support):
+            edges.append([name[h], NAMES.get(r, r), name[t], support[0].document, support[0].text[:120]])
+    conflicts: list[list[Any]] = [
+        [name[head], NAMES.get(r, r), " | ".join(name[t] for t in tails)] for head, r, tails in graph.conflicts()
+    ]
+    queue: list[list[Any]] = [[name[a], name[b]] for a, b in graph.merge_queue()]
+    return {
+        "edges": Table(
+            columns=["head", "relation", "tail", "document", "evidence"], rows=edges[:limit], title="Relations"
+        ),
+        "conflicts": Table(columns=["head", "relation", "values"], rows=conflicts[:limit], title="Conflicts"),
+        "merge_queue": Table(columns=["entity", "perhaps the same as"], rows=queue[:limit], title="Merge queue"),
+    }
+
+
+def query_table(graph: Graph, words: str) -> dict[str, Table]:
+    """Return the facts of the best match and its related entities.
+
+    Raises:
+        UserError: no entity has such a name.
+    """
+    found = graph.search(words)
+    if not found:
+        names = [node.name for node in graph.nodes.values()]
+        hint = closest(words, names) if len(names) < 50 else ""
+        raise UserError(f"the graph has no entity named {words!r}.", where="--query", hint=hint)
+    node, name = found[0], {one.id: one.name for one in graph.nodes.values()}
+    rows: list[list[Any]] = [
+        [name[h], NAMES.get(r, r), name[t], s[0].document, s[0].text[:160]] for h, r, t, s in graph.facts_of(node.id)
+    ]
+    related: list[list[Any]] = [[other.name, count] for other, count in graph.related(node.id)]
+    return {
+        "answer": Table(
+            columns=["head", "relation", "tail", "document", "evidence"], rows=rows, title=f"Facts of {node.name}"
+        ),
+        "related": Table(columns=["entity", "neighbours in common"], rows=related, title=f"Near {node.name}"),
+    }
+
