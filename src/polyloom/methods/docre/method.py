@@ -5,6 +5,7 @@ Shapes of one document: L tokens, d hidden, H heads, E entities, P ordered pairs
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,8 @@ from torch.nn import functional as F
 
 EvidenceMean = Literal["reference", "annotated"]
 FLOOR = 1e-30
+# Pairs whose outer products are held at once: 8 MB a group of 64 in single precision.
+BLOCK_PAIRS = 512
 
 
 def adaptive_threshold_loss(
@@ -192,38 +195,42 @@ def sentence_attention(
 
 
 class _GroupBilinear(torch.autograd.Function):
-    """Sum over groups of z_s' W_r z_t, one group at a time; backward forms the outer products again."""
+    """Sum over groups of z_s' W_r z_t, a block of pairs and a group at a time; backward forms the products again."""
 
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor, weight: Tensor, groups: int) -> Tensor:
         ctx.save_for_backward(left, right, weight)
         ctx.groups = groups
         total = left.new_zeros(len(left), weight.shape[0])
-        for a, b, w in _grouped(left, right, weight, groups):
-            total.addmm_(_outer(a, b), w.T)
+        for rows, columns, products in _blocks(left, weight, groups):
+            total[rows].addmm_(_outer(left[rows, columns], right[rows, columns]), weight[:, products].T)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         left, right, weight = ctx.saved_tensors
         gradient = gradients[0]
-        d_left, d_right, d_weight = [], [], []
-        for a, b, w in _grouped(left, right, weight, ctx.groups):
-            d_weight.append(gradient.T @ _outer(a, b))
-            d_outer = (gradient @ w).view(len(a), a.shape[1], b.shape[1])
-            d_left.append(torch.bmm(d_outer, b[:, :, None]).squeeze(2))
-            d_right.append(torch.bmm(a[:, None, :], d_outer).squeeze(1))
-        return torch.cat(d_left, 1), torch.cat(d_right, 1), torch.cat(d_weight, 1), None
+        d_left, d_right, d_weight = torch.empty_like(left), torch.empty_like(right), torch.zeros_like(weight)
+        for rows, columns, products in _blocks(left, weight, ctx.groups):
+            a, b = left[rows, columns], right[rows, columns]
+            d_weight[:, products].addmm_(gradient[rows].T, _outer(a, b))
+            d_outer = (gradient[rows] @ weight[:, products]).view(len(a), a.shape[1], b.shape[1])
+            d_left[rows, columns] = torch.bmm(d_outer, b[:, :, None]).squeeze(2)
+            d_right[rows, columns] = torch.bmm(a[:, None, :], d_outer).squeeze(1)
+        return d_left, d_right, d_weight, None
 
 
-def _grouped(left: Tensor, right: Tensor, weight: Tensor, groups: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    return list(
-        zip(left.chunk(groups, 1), right.chunk(groups, 1), weight.chunk(groups, 1), strict=True)
-    )
+def _blocks(left: Tensor, weight: Tensor, groups: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Yield rows of pairs, columns of a group, and columns of its products."""
+    size, products = left.shape[1] // groups, weight.shape[1] // groups
+    for group in range(groups):
+        columns = slice(group * size, (group + 1) * size)
+        for low in range(0, len(left), BLOCK_PAIRS):
+            yield slice(low, low + BLOCK_PAIRS), columns, slice(group * products, (group + 1) * products)
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
-    return (a[:, :, None] * b[:, None, :]).view(len(a), -1)
+    return (a[:, :, None] * b[:, None, :]).flatten(1)
 
 
 def group_bilinear(
