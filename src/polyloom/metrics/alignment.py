@@ -23,7 +23,7 @@ def read_links(line: str, *, first: int = 0) -> tuple[Links, Links]:
     sure: Links = set()
     possible: Links = set()
     for piece in line.split():
-        left, mark, right = (piece.partition("-") if "-" in piece else piece.partition("p"))
+        left, mark, right = piece.partition("-") if "-" in piece else piece.partition("p")
         link = (int(left) - first, int(right) - first)
         possible.add(link)
         if mark == "-":

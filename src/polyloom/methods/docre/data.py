@@ -272,9 +272,7 @@ def find_name(tokens: Sequence[str], name: str) -> tuple[int, int] | None:
 
 def _count_overlaps(entities: Sequence[Sequence[Mention]]) -> int:
     spans = sorted((mention.sentence, mention.start, mention.end) for entity in entities for mention in entity)
-    return sum(
-        first[0] == second[0] and second[1] < first[2] for first, second in zip(spans, spans[1:], strict=False)
-    )
+    return sum(first[0] == second[0] and second[1] < first[2] for first, second in zip(spans, spans[1:], strict=False))
 
 
 def _repair_triples(

@@ -195,9 +195,7 @@ def from_brat(text: str, annotations: str, meta: Mapping[str, Any], where: str) 
     return unflatten(flat, where)
 
 
-def _brat_line(
-    line: str, spans: dict[str, Span], links: dict[str, list[Any]], equivalent: list[list[str]]
-) -> None:
+def _brat_line(line: str, spans: dict[str, Span], links: dict[str, list[Any]], equivalent: list[list[str]]) -> None:
     fields = line.split("\t")
     if line.startswith("T"):
         kind, start, end = fields[1].split(" ")
@@ -285,9 +283,7 @@ def from_label_studio(value: Mapping[str, Any], where: str) -> Document:
     items = [*(value.get("annotations") or ()), *(value.get("predictions") or ()), {"result": []}][0]["result"]
     places = {unit: i for i, unit in enumerate(utf16(text))}
     labels = [one for one in items if one["type"] == "labels"]
-    spans = [
-        Span(places[o["value"]["start"]], places[o["value"]["end"]], o["value"]["labels"][0]) for o in labels
-    ]
+    spans = [Span(places[o["value"]["start"]], places[o["value"]["end"]], o["value"]["labels"][0]) for o in labels]
     number = {one["id"]: i for i, one in enumerate(labels)}
     links, pairs = [], []
     for one in items:

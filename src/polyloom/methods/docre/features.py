@@ -70,9 +70,7 @@ class PairFeatures:
         """Return the features of (head, tail)."""
         h, t = self.places[head], self.places[tail]
         types = f"{h.type}>{t.type}"
-        gap, i, j = min(
-            (abs(a - b), i, j) for i, a in enumerate(h.starts) for j, b in enumerate(t.starts)
-        )
+        gap, i, j = min((abs(a - b), i, j) for i, a in enumerate(h.starts) for j, b in enumerate(t.starts))
         first_gap = t.starts[0] - h.starts[0]
         nearest = t.starts[j] - h.starts[i]
         sentences = abs(h.mentions[i].sentence - t.mentions[j].sentence)

@@ -39,9 +39,7 @@ class Candidates:
     gold: list[list[str]]
 
 
-def candidates(
-    document: Document, types: set[tuple[str, str]] | None, *, lexical: bool = True
-) -> Candidates:
+def candidates(document: Document, types: set[tuple[str, str]] | None, *, lexical: bool = True) -> Candidates:
     """Work out the features of a document's pairs.
 
     Args:
@@ -119,8 +117,7 @@ class LogLinear:
             scores = self._averaged(found, scores)
         allowed = set(self.signatures)
         mask = {
-            kinds: np.array([(kinds[0], r, kinds[1]) in allowed for r in self.relations])
-            for kinds in set(found.types)
+            kinds: np.array([(kinds[0], r, kinds[1]) in allowed for r in self.relations]) for kinds in set(found.types)
         }
         return np.where(np.array([mask[kinds] for kinds in found.types]), scores, -np.inf)
 
@@ -166,7 +163,7 @@ def fit(
     signatures: Counter[Signature],
     *,
     lexical: bool = True,
-    training: Training = Training(),  # noqa: B008 (frozen)
+    training: Training = Training(),
     on_epoch: Callable[[int], None] = lambda count: None,
     start: LogLinear | None = None,
 ) -> LogLinear:
@@ -294,7 +291,7 @@ def train_model(
     *,
     held_out: Sequence[Document] = (),
     lexical: bool = True,
-    training: Training = Training(),  # noqa: B008 (frozen)
+    training: Training = Training(),
     on_epoch: Callable[[int], None] = lambda count: None,
     cache: dict[Any, Candidates] | None = None,
     start: LogLinear | None = None,

@@ -16,7 +16,7 @@ from polyloom.methods.docre.recommend import count_edits, query_knowledge_base, 
 from polyloom.methods.docre.schema import NAMES, closure
 from polyloom.methods.docre.study import WORLD_LIMITATION, edit_tables, export_graph, interval, with_triples
 from polyloom.methods.docre.transfer import joint_model
-from polyloom.metrics.relations import Fact, Prediction, bootstrap_f1, counts_by_title, score_relations
+from polyloom.metrics.relations import Prediction, bootstrap_f1, counts_by_title, score_relations
 from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run
 
@@ -36,13 +36,9 @@ SYSTEMS = {
 }
 
 
-def make_documents(
-    language: str, num_documents: int, seed: int, split: str, noise: dict[str, float]
-) -> list[Document]:
+def make_documents(language: str, num_documents: int, seed: int, split: str, noise: dict[str, float]) -> list[Document]:
     """Make documents with titles that no other seed has."""
-    made = load_documents(
-        WORLD, language=language, num_documents=num_documents, seed=seed, split=split, **noise
-    )[0]
+    made = load_documents(WORLD, language=language, num_documents=num_documents, seed=seed, split=split, **noise)[0]
     return [replace(document, title=f"{document.title} ({seed})") for document in made]
 
 
@@ -212,11 +208,7 @@ def _graph_is_stable(graph: Graph, documents: Sequence[Document], predictions: S
     again, without = Graph(dict(graph.contributions)), Graph()
     again.update(built, scores=scores, model="log-linear")
     same = again.edges == graph.edges and again.nodes == graph.nodes
-    only = {
-        edge
-        for edge, support in graph.edges.items()
-        if {one.document for one in support} == {documents[0].title}
-    }
+    only = {edge for edge, support in graph.edges.items() if {one.document for one in support} == {documents[0].title}}
     again.retract(documents[0].title)
     without.update(built[1:], scores=scores, model="log-linear")
     closed = all(closure(closure(d.triples or ())) == closure(d.triples or ()) for d in built)
@@ -251,6 +243,3 @@ def _series(
 
 def _number(value: Any) -> float:
     return float(value)
-
-
-__all__ = ["Fact", "make_documents", "recommendations", "run_study"]

@@ -22,7 +22,7 @@ PARTICLES = {
     "ko": ("에서", "에게", "으로", "까지", "부터", "은", "는", "이", "가", "을", "를", "에", "의", "도", "로", "와", "과"),
     "tr": ("'da", "'de", "'ta", "'te", "'dan", "'den", "'nın", "'nin", "'ın", "'in", "'ya", "'ye", "'yı", "'yi"),
 }  # fmt: skip
-_TRIM = " \t\n,.;:!?、。，．；：！？·\"“”"
+_TRIM = ' \t\n,.;:!?、。，．；：！？·"“”'
 _OPENERS, _CLOSERS = "([{（「『【《〈", ")]}）」』】》〉"
 _TAG = re.compile(r"[<＜]\s*(/?)\s*[eEｅ](?:\s+id\s*=\s*[\"'“”„«»＂]?\s*([0-9]+\.[0-9]+)\s*[\"'“”„«»＂]?)?\s*[>＞]")
 _TITLE_QUOTES = {"『": "』", "「": "」"}
@@ -63,10 +63,7 @@ class Projection:
 def layers(document: Document, sentence: int) -> list[list[tuple[int, int, Mention]]]:
     """Return the sentence's mentions (entity, mention number, mention) in layers of which no two cross or repeat."""
     every = [
-        (i, j, m)
-        for i, entity in enumerate(document.entities)
-        for j, m in enumerate(entity)
-        if m.sentence == sentence
+        (i, j, m) for i, entity in enumerate(document.entities) for j, m in enumerate(entity) if m.sentence == sentence
     ]
     result: list[list[tuple[int, int, Mention]]] = []
     for one in sorted(every, key=lambda item: (item[2].start, -item[2].end)):
@@ -153,10 +150,14 @@ def clean_span(text: str, start: int, end: int, language: str, source: str = "")
     """
     while start < end and text[start] in _TRIM + _CLOSERS and text[start] != source[:1]:
         start += 1
-    while start < end and text[end - 1] != source[-1:] and (
-        text[end - 1] in _TRIM
-        or text[end - 1] in _OPENERS
-        or (text[end - 1] in _CLOSERS and _unbalanced(text[start:end]))
+    while (
+        start < end
+        and text[end - 1] != source[-1:]
+        and (
+            text[end - 1] in _TRIM
+            or text[end - 1] in _OPENERS
+            or (text[end - 1] in _CLOSERS and _unbalanced(text[start:end]))
+        )
     ):
         end -= 1
     if start < end and text[start] in _OPENERS and text[start] != source[:1] and _unbalanced(text[start:end]):
@@ -410,7 +411,9 @@ def noisy(translate: Translator, *, drop_rate: float, swallow_rate: float, seed:
     particle = PARTICLES.get(language, ("",))[-1]
 
     def disturbed(sentences: Sequence[str]) -> list[str]:
-        return [_disturb(sentence, random.random, drop_rate, swallow_rate, particle) for sentence in translate(sentences)]
+        return [
+            _disturb(sentence, random.random, drop_rate, swallow_rate, particle) for sentence in translate(sentences)
+        ]
 
     return disturbed
 

@@ -669,4 +669,3 @@ def query_table(graph: Graph, words: str) -> dict[str, Table]:
         ),
         "related": Table(columns=["entity", "neighbours in common"], rows=related, title=f"Near {node.name}"),
     }
-

@@ -11,7 +11,16 @@ from polyloom.core.errors import UserError
 from polyloom.core.result import Result, Scalar, Series, Table
 from polyloom.methods.docre.config import EvaluateConfig
 from polyloom.methods.docre.data import Document, evidence_by_rule, gold_facts, map_types, read_documents
-from polyloom.methods.docre.loglinear import LogLinear, Training, predict, train_model, type_prior
+from polyloom.methods.docre.loglinear import (
+    LogLinear,
+    Training,
+    candidates,
+    fit,
+    predict,
+    train_model,
+    type_prior,
+    type_signatures,
+)
 from polyloom.methods.docre.schema import DOCRED_TYPES, relations_of
 from polyloom.metrics.relations import (
     Prediction,
@@ -52,12 +61,17 @@ def run_folds(config: EvaluateConfig, run: Run) -> Result:
     source = source_documents(Path(config.source_data), documents) if config.source_data else []
     transferred = run.once("transfer", lambda: _transfer(source, documents, config.seed)) if source else {}
     found: dict[str, list[Any]] = {name: list(rows) for name, rows in transferred.items()}
+    base: list[LogLinear] = []
+
+    def fold_of(number: int) -> dict[str, list[Any]]:
+        if source and not base:
+            base.append(fit_source(source, config.seed))
+        train = [d for i, d in enumerate(documents) if i % config.num_folds != number]
+        return _fold(train, documents[number :: config.num_folds], base, config.seed)
+
     with run.progress("folds", config.num_folds) as advance:
         for fold in range(config.num_folds):
-            test = documents[fold :: config.num_folds]
-            train = [d for i, d in enumerate(documents) if i % config.num_folds != fold]
-            part = run.once(f"fold {fold}", lambda a=train, b=test: _fold(a, b, source, config.seed))
-            for name, rows in part.items():
+            for name, rows in run.once(f"fold {fold}", lambda number=fold: fold_of(number)).items():
                 found.setdefault(name, []).extend(rows)
             advance(1)
     predictions = {
@@ -80,30 +94,35 @@ def _transfer(source: Sequence[Document], documents: Sequence[Document], seed: i
 
 
 def _fold(
-    train: Sequence[Document], test: Sequence[Document], source: Sequence[Document], seed: int
+    train: Sequence[Document], test: Sequence[Document], base: Sequence[LogLinear], seed: int
 ) -> dict[str, list[Any]]:
     training = Training(seed=seed)
     model = train_model(train, training=training)
-    found: dict[str, list[Any]] = {"loglinear": predict(model, test), "loglinear_zero": predict(model, test, margin=0)}
+    found: dict[str, list[Any]] = {
+        "loglinear": predict(model, test),
+        "loglinear_zero": predict(model, test, margin=0.0),
+    }
     titles = {document.title: document for document in test}
     found["prior"] = [
         Prediction(title, h, r, t, evidence_by_rule(titles[title], h, t))
         for title, h, r, t in sorted(type_prior(train, test, train[::5]))
     ]
-    if source:
+    if base:
         found["native"] = predict(train_model(train, lexical=False, training=training), test)
-        found["joint"] = predict(joint_model(train, source, seed), test)
+        found["joint"] = predict(train_model(train, training=training, start=base[0]), test)
     return found
 
 
-def joint_model(native: Sequence[Document], source: Sequence[Document], seed: int) -> LogLinear:
-    """Train on the source language, then go on with the native documents.
+def fit_source(source: Sequence[Document], seed: int) -> LogLinear:
+    """Train on the source language, for native training to go on from; it has no margin of its own."""
+    signatures = type_signatures(source)
+    types = {(head, tail) for head, _, tail in signatures}
+    return fit([candidates(document, types) for document in source], signatures, training=Training(seed=seed))
 
-    The margin is chosen on native documents that its model has not seen.
-    """
-    training = Training(seed=seed)
-    first = train_model(source, lexical=True, training=training)
-    return train_model(native, training=training, start=first)
+
+def joint_model(native: Sequence[Document], source: Sequence[Document], seed: int) -> LogLinear:
+    """Train on the source documents, then go on with the native ones, on which the margin is chosen."""
+    return train_model(native, training=Training(seed=seed), start=fit_source(source, seed))
 
 
 def _result(
@@ -134,7 +153,7 @@ def _result(
                 f"{SYSTEMS[name].capitalize()} is ahead of {SYSTEMS[other]} by {ahead.value:+.3f} F1 "
                 f"[{ahead.low:+.3f}, {ahead.high:+.3f}]."
             )
-    if "transfer_zero" in scalars_of(predictions):
+    if "transfer_zero" in predictions:
         zero = score_relations(gold, predictions["transfer_zero"]).relation
         scalars["transfer_zero_precision_over_recall"] = Scalar(value=zero.precision / max(zero.recall, 1e-9))
     scalars["cpu_seconds"] = Scalar(value=round(run.times()[1], 1), unit="s")
@@ -160,8 +179,3 @@ def _result(
         verdicts=verdicts,
         limitations=["One seed; intervals resample documents and do not hold the training's variation."],
     )
-
-
-def scalars_of(predictions: dict[str, list[Prediction]]) -> set[str]:
-    """Return the names of the systems that were run."""
-    return set(predictions)

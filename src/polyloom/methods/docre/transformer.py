@@ -327,7 +327,9 @@ def save_transformer(model: DocumentModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model.encoder.eval()  # type: ignore[no-untyped-call]
     save_model(model.encoder, folder / "encoder", model.tokenizer)
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.head.state_dict().items()}, folder / "head.safetensors")
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in model.head.state_dict().items()}, folder / "head.safetensors"
+    )
     value = {"kind": "docre-transformer", "version": 1, "relations": ["Na", *model.relations]}
     write_json(folder / "model.json", value | {"num_layers": model.num_layers})
 
