@@ -1,4 +1,4 @@
-"""The training step and the pair head measured against a straightforward loop over mentions and whole outer products."""
+"""The training step and the pair head measured against a loop over mentions and whole outer products."""
 
 from __future__ import annotations
 

@@ -58,9 +58,7 @@ class EvaluateConfig(Config):
     predictions: str | None = Field(None, description="Predictions: JSON array of title, h_idx, t_idx, r.")
     train_data: str | None = Field(None, description="Training file whose facts Ign F1 leaves out.")
     smoothing: Literal["official", "atlop"] = Field("official", description="Divisor of Ign precision.")
-    num_folds: int = Field(
-        0, ge=0, description="Cross-validate the log-linear model in so many folds. 0: score a file."
-    )
+    num_folds: int = Field(0, ge=0, description="Cross-validate the log-linear model in this many folds.")
     source_data: str | None = Field(None, description="With folds: documents of another language to transfer from.")
 
 

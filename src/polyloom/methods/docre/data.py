@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +272,7 @@ def find_name(tokens: Sequence[str], name: str) -> tuple[int, int] | None:
 
 def _count_overlaps(entities: Sequence[Sequence[Mention]]) -> int:
     spans = sorted((mention.sentence, mention.start, mention.end) for entity in entities for mention in entity)
-    return sum(first[0] == second[0] and second[1] < first[2] for first, second in zip(spans, spans[1:], strict=False))
+    return sum(first[0] == second[0] and second[1] < first[2] for first, second in pairwise(spans))
 
 
 def _repair_triples(
@@ -409,7 +409,7 @@ def load_documents(
     split: str = "train",
     strict: bool = False,
     relations: Mapping[str, str] | None = None,
-    **noise: float,
+    noise: Mapping[str, Any] | None = None,
 ) -> tuple[list[Document], Defects]:
     """Read a file, or make documents of the embedded world.
 
@@ -429,7 +429,7 @@ def load_documents(
 
     world = World([language], seed=seed)
     defects = Defects()
-    made = records(world, "documents", [language], num_documents, split=split, **noise)
+    made = records(world, "documents", [language], num_documents, split=split, **(noise or {}))
     return [parse_document(value, i, defects, WORLD, relations) for i, value in enumerate(made)], defects
 
 

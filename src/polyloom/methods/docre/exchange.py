@@ -7,6 +7,7 @@ Studio's count UTF-16 units. What a tool has no word for (tokens, names, unknown
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -56,7 +57,8 @@ def flatten(document: Document) -> Flat:
     bases = [0]
     for line in lines:
         bases.append(bases[-1] + len(line) + 1)
-    spans, groups, names = [], [], []
+    spans: list[Span] = []
+    groups, names = [], []
     for entity in document.entities:
         groups.append(tuple(range(len(spans), len(spans) + len(entity))))
         for m in entity:
@@ -142,11 +144,7 @@ def token_starts(line: str, tokens: Sequence[str]) -> dict[int, int] | None:
 def cut_tokens(line: str, cuts: set[int]) -> list[str]:
     """Cut a line at the given characters, at spaces, and around signs."""
     edges = sorted({0, len(line), *cuts})
-    return [
-        token
-        for low, high in zip(edges, edges[1:], strict=False)
-        for token in re.findall(r"\w+|[^\w\s]", line[low:high])
-    ]
+    return [token for low, high in itertools.pairwise(edges) for token in re.findall(r"\w+|[^\w\s]", line[low:high])]
 
 
 def union_groups(count: int, pairs: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], ...]:
@@ -189,7 +187,7 @@ def from_brat(text: str, annotations: str, meta: Mapping[str, Any], where: str) 
         except (ValueError, IndexError, KeyError) as error:
             raise UserError("is no brat annotation of ours.", where=f"{where}:{number}") from error
     place = {name: i for i, name in enumerate(spans)}
-    pairs = [(place[a], place[b]) for group in equivalent for a, b in zip(group, group[1:], strict=False)]
+    pairs = [(place[a], place[b]) for group in equivalent for a, b in itertools.pairwise(group)]
     rows = tuple((place[h], r, place[t], tuple(evidence)) for r, h, t, evidence in links.values())
     flat = Flat(text, tuple(spans.values()), union_groups(len(spans), pairs), rows, meta)
     return unflatten(flat, where)
@@ -217,7 +215,7 @@ def to_doccano(document: Document) -> dict[str, Any]:
         {"id": i, "from_id": h, "to_id": t, "type": r} for i, (h, r, t, _) in enumerate(flat.links)
     ]
     evidence = [list(e) for *_, e in flat.links]
-    pairs = [(a, b) for group in flat.groups for a, b in zip(group, group[1:], strict=False)]
+    pairs = [(a, b) for group in flat.groups for a, b in itertools.pairwise(group)]
     relations += [
         {"id": len(flat.links) + i, "from_id": a, "to_id": b, "type": COREFERENCE} for i, (a, b) in enumerate(pairs)
     ]
@@ -236,7 +234,7 @@ def from_doccano(value: Mapping[str, Any], where: str) -> Document:
     spans = [Span(e["start_offset"], e["end_offset"], e["label"]) for e in value["entities"]]
     place = {e["id"]: i for i, e in enumerate(value["entities"])}
     meta = value.get("meta") or {}
-    evidence = {i: e for i, e in enumerate(meta.get("evidence", ()))}
+    evidence = dict(enumerate(meta.get("evidence", ())))
     links = [
         (place[r["from_id"]], r["type"], place[r["to_id"]], tuple(evidence.get(r["id"], ())))
         for r in value["relations"]
@@ -267,7 +265,7 @@ def to_label_studio(document: Document) -> dict[str, Any]:
         }
         for i, s in enumerate(flat.spans)
     ]  # fmt: skip
-    pairs = [(a, COREFERENCE, b, ()) for g in flat.groups for a, b in zip(g, g[1:], strict=False)]
+    pairs = [(a, COREFERENCE, b, ()) for g in flat.groups for a, b in itertools.pairwise(g)]
     for a, r, b, evidence in [*flat.links, *pairs]:
         link = {"type": "relation", "from_id": f"m{a}", "to_id": f"m{b}", "direction": "right", "labels": [r]}
         items.append({**link, "meta": {"evidence": list(evidence)}})

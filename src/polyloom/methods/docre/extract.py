@@ -135,7 +135,8 @@ def _triple(row: Any, document: Document, relations: Sequence[str], faults: Coun
     evidence = sorted({i for i in given if isinstance(i, int) and 0 <= i < len(document.sentences)})
     if len(evidence) < len(given):
         faults["bad_evidence"] += 1
-    assert isinstance(head, int) and isinstance(tail, int)
+    assert isinstance(head, int)
+    assert isinstance(tail, int)
     return Triple(head, str(relation), tail, tuple(evidence))
 
 
@@ -146,7 +147,7 @@ def is_valid(text: str, document: Document, relations: Sequence[str]) -> bool:
 
 
 def similar(documents: Sequence[Document], document: Document, count: int) -> list[Document]:
-    """Return the `count` documents nearest by TF-IDF over character pairs, the most similar last (next to the question)."""
+    """Return the `count` documents nearest by TF-IDF over character pairs, the most similar last."""
 
     def grams(one: Document) -> Counter[str]:
         text = "".join("".join(sentence) for sentence in one.sentences)

@@ -211,11 +211,11 @@ def canonical_entities(
             places[title, number] = identity
     nodes = {}
     for identity, found in sorted(members.items()):
-        names = Counter(name for title, number in found for name in contributions[title].entities[number][0])
+        counts = Counter(name for title, number in found for name in contributions[title].entities[number][0])
         title, number = found[0]
         kind = contributions[title].entities[number][1]
-        best = max(names, key=lambda name: (node_id(kind, name) == identity, len(name), names[name], name))
-        nodes[identity] = Node(identity, best, kind, sorted(names), sorted({title for title, _ in found}))
+        best = max(counts, key=lambda name: (node_id(kind, name) == identity, len(name), counts[name], name))
+        nodes[identity] = Node(identity, best, kind, sorted(counts), sorted({title for title, _ in found}))
     return nodes, places
 
 

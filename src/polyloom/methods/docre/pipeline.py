@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from polyloom.core.result import Result, Scalar, Series, Table
@@ -38,7 +39,7 @@ SYSTEMS = {
 
 def make_documents(language: str, num_documents: int, seed: int, split: str, noise: dict[str, float]) -> list[Document]:
     """Make documents with titles that no other seed has."""
-    made = load_documents(WORLD, language=language, num_documents=num_documents, seed=seed, split=split, **noise)[0]
+    made = load_documents(WORLD, language=language, num_documents=num_documents, seed=seed, split=split, noise=noise)[0]
     return [replace(document, title=f"{document.title} ({seed})") for document in made]
 
 
@@ -58,7 +59,7 @@ def run_study(config: DocreStudyConfig, run: Run) -> Result:
     parts = []
     with run.progress("seeds", num_seeds) as advance:
         for index in range(num_seeds):
-            parts.append(run.once(f"seed {index}", lambda i=index: _part(config, i)))
+            parts.append(run.once(f"seed {index}", partial(_part, config, index)))
             advance(1)
     tests = [d for i in range(num_seeds) for d in _test_documents(config, i)]
     found = {

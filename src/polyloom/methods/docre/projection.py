@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -18,8 +19,8 @@ Translator = Callable[[Sequence[str]], list[str]]
 Status = Literal["ok", "repaired", "missing", "duplicated", "empty"]
 MAX_MISSING = 0.2
 PARTICLES = {
-    "ja": ("から", "まで", "より", "には", "では", "とは", "にも", "でも", "は", "が", "を", "に", "で", "と", "の", "も", "へ", "や"),
-    "ko": ("에서", "에게", "으로", "까지", "부터", "은", "는", "이", "가", "을", "를", "에", "의", "도", "로", "와", "과"),
+    "ja": tuple("から まで より には では とは にも でも は が を に で と の も へ や".split()),
+    "ko": tuple("에서 에게 으로 까지 부터 은 는 이 가 을 를 에 의 도 로 와 과".split()),
     "tr": ("'da", "'de", "'ta", "'te", "'dan", "'den", "'nın", "'nin", "'ın", "'in", "'ya", "'ye", "'yı", "'yi"),
 }  # fmt: skip
 _TRIM = ' \t\n,.;:!?、。，．；：！？·"“”'
@@ -299,7 +300,7 @@ def split_at(text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[str], di
     cuts = sorted({0, len(text), *(edge for span in spans for edge in span)})
     tokens: list[str] = []
     edges = {0: 0}
-    for low, high in zip(cuts, cuts[1:], strict=False):
+    for low, high in itertools.pairwise(cuts):
         edges[low] = len(tokens)
         tokens += tokenise(text[low:high]) or ([text[low:high].strip()] if text[low:high].strip() else [])
     edges[len(text)] = len(tokens)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -378,7 +379,7 @@ def _scored(
         scalars["f1"] = interval(bootstrap_f1(counts_by_title(gold, predictions, sorted(by_title)), seed=config.seed))
     relations = relations_of(documents)
     rows: list[list[Any]] = [
-        [r, NAMES.get(r, ""), *_row(score_relations(gold, predictions, keep=lambda f, r=r: f[2] == r))]
+        [r, NAMES.get(r, ""), *_row(score_relations(gold, predictions, keep=partial(_has_relation, r)))]
         for r in relations
     ]
     macro = sum(row[-2] for row in rows) / max(1, len(rows))
@@ -397,6 +398,10 @@ def _scored(
             *([] if train else ["No training file was given: Ign F1 equals F1."]),
         ],
     )
+
+
+def _has_relation(relation: str, fact: tuple[str, int, str, int]) -> bool:
+    return fact[2] == relation
 
 
 def _row(scores: RelationScores) -> list[Any]:
@@ -477,7 +482,8 @@ def run_recommend(config: RecommendConfig, run: Run) -> Result:
         "num_recommended": Scalar(value=len(systems["model"])),
         "knowledge_base_coverage": Scalar(value=coverage(documents, facts)),
     }
-    tables, verdicts = {}, [f"{len(systems['model'])} triples are recommended; the documents have no gold to edit to."]
+    tables: dict[str, Table] = {}
+    verdicts = [f"{len(systems['model'])} triples are recommended; the documents have no gold to edit to."]
     if labelled := [document for document in documents if document.triples is not None]:
         titles = {document.title for document in labelled}
         found = {name: [one for one in rows if one.title in titles] for name, rows in systems.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def _dictionary(config: ProjectConfig, documents: Sequence[Document]) -> dict[st
         rows = [line.split("\t") for line in read_text(Path(config.dictionary)).splitlines() if line]
         if bad := next((i for i, row in enumerate(rows, 1) if len(row) != 2), None):
             raise UserError("has not two fields (source, target).", where=f"{config.dictionary}:{bad}")
-        return {source: target for source, target in rows}
+        return dict(rows)
     if config.data != WORLD:
         raise UserError("the dictionary translator needs words.", where="--dictionary", hint="Name a TAB file.")
     other = load_documents(
@@ -207,7 +208,7 @@ def run_extract(config: ExtractConfig, run: Run) -> Result:
     asked = []
     for number, document in enumerate(documents):
         shown = similar(train, document, config.num_demonstrations)
-        for part, wanted in requests_of(document, config.mode, relations, lambda d=document: pairs(d)):
+        for part, wanted in requests_of(document, config.mode, relations, partial(pairs, document)):
             kept = [one for one in signatures if one[1] in part]
             text = prompt(document, part, shown, language=config.language, signatures=kept, pairs=wanted)
             asked.append((number, text, part))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def run_folds(config: EvaluateConfig, run: Run) -> Result:
 
     with run.progress("folds", config.num_folds) as advance:
         for fold in range(config.num_folds):
-            for name, rows in run.once(f"fold {fold}", lambda number=fold: fold_of(number)).items():
+            for name, rows in run.once(f"fold {fold}", partial(fold_of, fold)).items():
                 found.setdefault(name, []).extend(rows)
             advance(1)
     predictions = {
