@@ -256,7 +256,7 @@ def test_marks_are_read_tolerantly() -> None:
 
 def test_lost_marks_are_counted_listed_and_stop_at_a_fifth(documents: list[Document]) -> None:
     def lossy(rate: float) -> Any:
-        return noisy(identity, drop_rate=rate, swallow_rate=0, seed=0, language="ja")
+        return noisy(identity, drop_rate=rate, swallow_rate=0.0, seed=0, language="ja")
 
     found = project(documents, lossy(0.1), "ja", min_entities=0.0)
     total = sum(found.statuses.values())

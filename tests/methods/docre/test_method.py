@@ -1,5 +1,6 @@
 """The mathematics against hand values, gradients and invariants."""
 
+import itertools
 import math
 
 import pytest
@@ -114,4 +115,4 @@ def test_windows_cover_everything(count: int) -> None:
     found = windows(count, 10, overlap=3)
     assert {i for a, b in found for i in range(a, b)} == set(range(count))
     assert all(b - a <= 10 for a, b in found)
-    assert count <= 20 or all(b - c >= 3 for (_, b), (c, _) in zip(found, found[1:], strict=False))
+    assert count <= 20 or all(b - c >= 3 for (_, b), (c, _) in itertools.pairwise(found))

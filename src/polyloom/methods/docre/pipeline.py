@@ -11,11 +11,13 @@ from polyloom.core.result import Result, Scalar, Series, Table
 from polyloom.methods.docre import loglinear
 from polyloom.methods.docre.config import DocreStudyConfig
 from polyloom.methods.docre.data import WORLD, Document, gold_facts, load_documents
+from polyloom.methods.docre.editing import edit_tables
 from polyloom.methods.docre.graph import Graph
+from polyloom.methods.docre.graphs import export_graph, with_triples
 from polyloom.methods.docre.loglinear import LogLinear, Training, predict, train_model
 from polyloom.methods.docre.recommend import count_edits, query_knowledge_base, reduction
 from polyloom.methods.docre.schema import NAMES, closure
-from polyloom.methods.docre.study import WORLD_LIMITATION, edit_tables, export_graph, interval, with_triples
+from polyloom.methods.docre.study import WORLD_LIMITATION, interval
 from polyloom.methods.docre.transfer import joint_model
 from polyloom.metrics.relations import Prediction, bootstrap_f1, counts_by_title, score_relations
 from polyloom.models.device import pin_threads

@@ -19,8 +19,8 @@ Translator = Callable[[Sequence[str]], list[str]]
 Status = Literal["ok", "repaired", "missing", "duplicated", "empty"]
 MAX_MISSING = 0.2
 PARTICLES = {
-    "ja": tuple("から まで より には では とは にも でも は が を に で と の も へ や".split()),
-    "ko": tuple("에서 에게 으로 까지 부터 은 는 이 가 을 를 에 의 도 로 와 과".split()),
+    "ja": ("から", "まで", "より", "には", "では", "とは", "にも", "でも", "は", "が", "を", "に", "で", "と", "の", "も", "へ", "や"),
+    "ko": ("에서", "에게", "으로", "까지", "부터", "은", "는", "이", "가", "을", "를", "에", "의", "도", "로", "와", "과"),
     "tr": ("'da", "'de", "'ta", "'te", "'dan", "'den", "'nın", "'nin", "'ın", "'in", "'ya", "'ye", "'yı", "'yi"),
 }  # fmt: skip
 _TRIM = ' \t\n,.;:!?、。，．；：！？·"“”'

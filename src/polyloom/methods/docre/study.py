@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from polyloom.core.errors import UserError, closest
-from polyloom.core.files import read_json, read_text, write_json, write_text
+from polyloom.core.errors import UserError
+from polyloom.core.files import read_json, write_json
 from polyloom.core.result import Artifact, Result, Scalar, Series, Table
 from polyloom.methods.docre import loglinear
-from polyloom.methods.docre.annotations import AnnotationStore
 from polyloom.methods.docre.config import (
     CheckConfig,
     EvaluateConfig,
-    GraphConfig,
     PredictConfig,
-    RecommendConfig,
     TrainConfig,
     _DataConfig,
 )
@@ -37,16 +32,7 @@ from polyloom.methods.docre.data import (
     totals,
     write_documents,
 )
-from polyloom.methods.docre.graph import Graph, difference, load_graph, save_graph, to_csv, to_cypher, to_turtle
-from polyloom.methods.docre.recommend import (
-    count_edits,
-    coverage,
-    edits_by_relation,
-    query_knowledge_base,
-    reduction,
-    union,
-)
-from polyloom.methods.docre.schema import INVERSE_PAIRS, NAMES, closure, missing_inverses, relations_of
+from polyloom.methods.docre.schema import NAMES, closure, missing_inverses, relations_of
 from polyloom.metrics.relations import (
     Prediction,
     RelationScores,
@@ -429,249 +415,3 @@ def _slices(
         "inter, more than 5": lambda fact: distances.get(fact, 0) > 5,
     }
     return [[name, *_row(score_relations(gold, predictions, keep=keep))] for name, keep in keeps.items()]
-
-
-def read_name_facts(path: Path) -> list[tuple[str, str, str]]:
-    """Read a knowledge base of head, relation, tail between TABs.
-
-    Raises:
-        UserError: a line without three fields.
-    """
-    facts = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        fields = line.split("\t")
-        if len(fields) != 3:
-            raise UserError("has not three fields (head, relation, tail).", where=f"{path}:{number}")
-        facts.append((fields[0], fields[1], fields[2]))
-    return facts
-
-
-def recommender(config: RecommendConfig, run: Run) -> loglinear.LogLinear:
-    """Return the model of a configuration: its folder's, or one trained now."""
-    if config.model:
-        return loglinear.load_model(Path(config.model))
-    train = load_documents(
-        config.train_data, language=config.language, num_documents=config.num_train_documents, seed=config.seed
-    )[0]
-    with run.progress("train", 2 * loglinear.Training().num_epochs) as advance:
-        return loglinear.train_model(train, on_epoch=advance)
-
-
-def run_recommend(config: RecommendConfig, run: Run) -> Result:
-    """Recommend triples, by the knowledge base, the model and both; count the edit steps that each leaves.
-
-    Raises:
-        UserError: no model or unreadable files.
-    """
-    pin_threads()
-    documents = documents_of(config)
-    model = recommender(config, run)
-    facts = read_name_facts(Path(config.knowledge_base)) if config.knowledge_base else model.name_facts
-    systems = {
-        "nothing": [],
-        "knowledge base": query_knowledge_base(documents, facts),
-        "model, best F1": loglinear.predict(model, documents),
-        "model": loglinear.predict(model, documents, margin=loglinear.MIN_SCORE, least_probability=0.5),
-    }
-    systems["both"] = union(systems["model"], systems["knowledge base"])
-    path = run.artifact("recommendations.json")
-    write_json(path, [prediction_json(one) for one in systems["model"]])
-    if config.store:
-        fill_store(AnnotationStore(Path(config.store)), documents, systems["model"])
-    scalars = {
-        "num_recommended": Scalar(value=len(systems["model"])),
-        "knowledge_base_coverage": Scalar(value=coverage(documents, facts)),
-    }
-    tables: dict[str, Table] = {}
-    verdicts = [f"{len(systems['model'])} triples are recommended; the documents have no gold to edit to."]
-    if labelled := [document for document in documents if document.triples is not None]:
-        titles = {document.title for document in labelled}
-        found = {name: [one for one in rows if one.title in titles] for name, rows in systems.items()}
-        more, tables, verdict = edit_tables(found, labelled, config.seed)
-        scalars |= more
-        verdicts = [verdict]
-    return run.result(
-        scalars=scalars,
-        tables=tables,
-        artifacts={"recommendations": _artifact(run, path, "the model's recommendations, with their scores")},
-        verdicts=verdicts,
-        limitations=[
-            *limits(config.data, config.train_data),
-            "Edit steps are counted against gold triples; a person who reads recommendations may stop looking for what "
-            "they lack. Leave some documents without them.",
-        ],
-    )
-
-
-def fill_store(store: AnnotationStore, documents: Sequence[Document], predictions: Sequence[Prediction]) -> None:
-    """Put recommendations into an annotation log."""
-    for document in documents:
-        store.recommend(
-            document.title,
-            [
-                (Triple(p.head, p.relation, p.tail, p.evidence), p.score, "model")
-                for p in predictions
-                if p.title == document.title
-            ],
-        )
-
-
-def edit_tables(
-    systems: Mapping[str, Sequence[Prediction]], documents: Sequence[Document], seed: int
-) -> tuple[dict[str, Scalar], dict[str, Table], str]:
-    """Return scalars, tables and the verdict on edit steps of named systems.
-
-    Args:
-        systems: recommendations of "nothing", "knowledge base" and "model" at least.
-        documents: with gold triples.
-        seed: of the resampled documents.
-    """
-    edits = {name: count_edits(found, documents) for name, found in systems.items()}
-    gold = gold_facts(documents)
-    rows: list[list[Any]] = []
-    for name, one in edits.items():
-        score = score_relations(gold, systems[name], titles={d.title for d in documents}).relation
-        rows.append([name, one.steps, one.composite, one.additions, one.removals, one.cost, *score])
-    saved = {
-        "reduction_against_knowledge_base": reduction(
-            edits["model"].by_document, edits["knowledge base"].by_document, seed=seed
-        ),
-        "reduction_against_nothing": reduction(edits["model"].by_document, edits["nothing"].by_document, seed=seed),
-    }
-    scalars = {name: interval(value) for name, value in saved.items()}
-    scalars |= {f"steps_{name.replace(' ', '_').replace(',', '')}": Scalar(value=e.steps) for name, e in edits.items()}
-    best = saved["reduction_against_knowledge_base"]
-    word = "saves" if best.low > 0 else "costs" if best.high < 0 else "makes no sure difference:"
-    columns = ["recommended by", "steps", "steps, composite", "additions", "removals", "weighted cost"]
-    by_relation = edits_by_relation(systems["model"], documents)
-    return (
-        scalars,
-        {
-            "edits": Table(
-                columns=[*columns, "precision", "recall", "F1"], rows=rows, title="Edit steps to the gold triples"
-            ),
-            "by_relation": Table(
-                columns=["relation", "name", "gold", "additions", "removals"],
-                rows=[[r, NAMES.get(r, ""), *counts] for r, counts in by_relation.items()],
-                title="Edits left by the model, per relation",
-            ),
-        },
-        f"Against recommendations by the knowledge base, the model {word} {abs(best.value):.0%} "
-        f"[{best.low:.0%}, {best.high:.0%}] of the edit steps ({edits['model'].steps} in place of "
-        f"{edits['knowledge base'].steps}; {edits['nothing'].steps} without recommendations).",
-    )
-
-
-def run_graph(config: GraphConfig, run: Run) -> Result:
-    """Build or update a knowledge graph, look something up, and export it.
-
-    Raises:
-        UserError: unreadable files, or a document or entity that the graph does not have.
-    """
-    documents = documents_of(config)
-    graph = load_graph(Path(config.graph)) if config.graph else Graph()
-    before = deepcopy(graph)
-    scores, model = {}, "gold"
-    if config.predictions:
-        predictions, model = read_predictions(Path(config.predictions)), "predicted"
-        scores = {one.fact: one.score for one in predictions}
-        documents = [with_triples(document, predictions) for document in documents]
-    if config.retract:
-        graph.retract(config.retract)
-    else:
-        graph.update(documents, scores=scores, model=model)
-    change, once = difference(before, graph), deepcopy(graph)
-    if not config.retract:
-        graph.update(documents, scores=scores, model=model)
-    artifacts = export_graph(graph, run)
-    tables = graph_tables(graph)
-    verdict = (
-        f"The graph has {len(graph.nodes)} entities and {len(graph.edges)} relations, each with its evidence; "
-        f"{change['edges_added']} came and {change['edges_removed']} went."
-    )
-    if config.query is not None:
-        tables |= query_table(graph, config.query)
-    unclosed = sum(len(missing_inverses(document)) for document in documents)
-    return run.result(
-        scalars={
-            "num_nodes": Scalar(value=len(graph.nodes)),
-            "num_edges": Scalar(value=len(graph.edges)),
-            "num_derived_edges": Scalar(value=sum(all(s.derived for s in found) for found in graph.edges.values())),
-            "num_conflicts": Scalar(value=len(graph.conflicts())),
-            "num_merge_candidates": Scalar(value=len(graph.merge_queue())),
-            "num_missing_inverses": Scalar(value=unclosed),
-            "edges_changed_by_second_run": Scalar(
-                value=sum(graph.edges.get(e) != once.edges.get(e) for e in {*graph.edges, *once.edges})
-            ),
-            **{name: Scalar(value=value) for name, value in change.items()},
-        },
-        tables=tables,
-        artifacts=artifacts,
-        verdicts=[verdict],
-        limitations=[
-            *limits(config.data),
-            "Entities are merged over documents by equal longest name and type; aliases wait in the merge queue.",
-            f"Derived edges come from {len(INVERSE_PAIRS)} inverse pairs of relations and the symmetric ones.",
-        ],
-    )
-
-
-def with_triples(document: Document, predictions: Sequence[Prediction]) -> Document:
-    """Return a document with predicted triples in the place of its own."""
-    found = [one for one in predictions if one.title == document.title and _inside(one, {document.title: document})]
-    return replace(document, triples=tuple(Triple(p.head, p.relation, p.tail, p.evidence) for p in found))
-
-
-def export_graph(graph: Graph, run: Run) -> dict[str, Artifact]:
-    """Write the graph in all its forms."""
-    save_graph(graph, run.artifact("graph.json"))
-    nodes, edges = to_csv(graph)
-    texts = {"graph.ttl": to_turtle(graph), "nodes.csv": nodes, "edges.csv": edges, "graph.cypher": to_cypher(graph)}
-    for name, text in texts.items():
-        write_text(run.artifact(name), text)
-    names = ["graph.json", *texts]
-    return {name: _artifact(run, run.artifact(name), "the knowledge graph") for name in names}
-
-
-def graph_tables(graph: Graph, limit: int = 60) -> dict[str, Table]:
-    """Return edges with evidence, conflicts and the merge queue as tables."""
-    name = {node.id: node.name for node in graph.nodes.values()}
-    edges: list[list[Any]] = []
-    for (h, r, t), support in sorted(graph.edges.items(), key=lambda item: (name[item[0][0]], item[0][1])):
-        if not all(one.derived for one in support):
-            edges.append([name[h], NAMES.get(r, r), name[t], support[0].document, support[0].text[:120]])
-    conflicts: list[list[Any]] = [
-        [name[head], NAMES.get(r, r), " | ".join(name[t] for t in tails)] for head, r, tails in graph.conflicts()
-    ]
-    queue: list[list[Any]] = [[name[a], name[b]] for a, b in graph.merge_queue()]
-    return {
-        "edges": Table(
-            columns=["head", "relation", "tail", "document", "evidence"], rows=edges[:limit], title="Relations"
-        ),
-        "conflicts": Table(columns=["head", "relation", "values"], rows=conflicts[:limit], title="Conflicts"),
-        "merge_queue": Table(columns=["entity", "perhaps the same as"], rows=queue[:limit], title="Merge queue"),
-    }
-
-
-def query_table(graph: Graph, words: str) -> dict[str, Table]:
-    """Return the facts of the best match and its related entities.
-
-    Raises:
-        UserError: no entity has such a name.
-    """
-    found = graph.search(words)
-    if not found:
-        names = [node.name for node in graph.nodes.values()]
-        hint = closest(words, names) if len(names) < 50 else ""
-        raise UserError(f"the graph has no entity named {words!r}.", where="--query", hint=hint)
-    node, name = found[0], {one.id: one.name for one in graph.nodes.values()}
-    rows: list[list[Any]] = [
-        [name[h], NAMES.get(r, r), name[t], s[0].document, s[0].text[:160]] for h, r, t, s in graph.facts_of(node.id)
-    ]
-    related: list[list[Any]] = [[other.name, count] for other, count in graph.related(node.id)]
-    return {
-        "answer": Table(
-            columns=["head", "relation", "tail", "document", "evidence"], rows=rows, title=f"Facts of {node.name}"
-        ),
-        "related": Table(columns=["entity", "neighbours in common"], rows=related, title=f"Near {node.name}"),
-    }
