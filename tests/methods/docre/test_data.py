@@ -271,7 +271,10 @@ def test_lost_marks_are_counted_listed_and_stop_at_a_fifth(documents: list[Docum
 def test_replies_are_read_strictly(documents: list[Document]) -> None:
     good = '[{"h":0,"r":"P37","t":1,"evidence":[0]}]'
     assert is_valid(good, documents[0], ["P37"])
-    text = 'Sure: [{"h":0,"r":"P37","t":1,"evidence":[0,99]},{"h":0,"r":"X","t":1},{"h":0,"r":"P37","t":0},{"h":999,"r":"P37","t":0}, 3]'
+    text = (
+        'Sure: [{"h":0,"r":"P37","t":1,"evidence":[0,99]},{"h":0,"r":"X","t":1},'
+        '{"h":0,"r":"P37","t":0},{"h":999,"r":"P37","t":0}, 3]'
+    )
     triples, faults = read_reply(text, documents[0], ["P37"])
     assert triples == [Triple(0, "P37", 1, (0,))]
     assert faults == Counter(bad_evidence=1, unknown_relation=1, head_is_tail=1, unknown_entity=1, not_an_object=1)
