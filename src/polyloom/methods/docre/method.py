@@ -145,7 +145,7 @@ def pool_mentions(
 
 
 def pool_attention(
-    attention: Float[Tensor, "heads tokens tokens"],
+    attention: Float[Tensor, "heads queries tokens"],
     starts: Int[Tensor, "mentions"],
     owners: Int[Tensor, "mentions"],
     num_entities: int,
