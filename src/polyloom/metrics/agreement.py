@@ -1,4 +1,4 @@
-"""Agreement between judges and people: kappa, AUROC, F1, alpha, Brier score, shares of credit, and rates corrected for errors.
+"""Agreement between judges and people: kappa, AUROC, F1, alpha, Brier score, credit, and rates corrected for errors.
 
 Verdicts and labels are booleans; None is an undecided verdict, which no measure here counts as false.
 """
@@ -108,7 +108,7 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float | None:
 
 
 def true_positive_rate_at(labels: ArrayLike, scores: ArrayLike, max_false_positive_rate: float) -> float | None:
-    """Return the highest true positive rate of a threshold whose false positive rate stays within the bound; None with one class."""
+    """Return the highest true positive rate at a false positive rate within the bound; None with one class."""
     y, s = _booleans(labels), np.asarray(scores, dtype=float)
     if y.all() or not y.any():
         return None
@@ -190,8 +190,8 @@ def weighted_vote(verdicts: Sequence[Verdict], weights: Sequence[float]) -> Verd
 def shapley_values(members: Mapping[str, Sequence[Verdict]], labels: Sequence[bool]) -> dict[str, float]:
     """Share the ensemble's agreement with the labels among its members (Shapley, 1953).
 
-    The value of a coalition is the accuracy of its majority; a tie, or no vote, takes the labels' more frequent class, and so
-    does the empty coalition. Exact, for up to ten members.
+    The value of a coalition is the accuracy of its majority; a tie, or no vote, takes the labels' more frequent class,
+    and so does the empty coalition. Exact, for up to ten members.
 
     Args:
         members: verdicts of each member.
@@ -259,8 +259,8 @@ def corrected_rate(
     Returns:
         The rate within [0, 1] and its 95 % interval; None where the judge is no better than chance on the labels.
 
-    Each resampled share is drawn with half an item added to either side, so that a judge without an error among few labels is
-    not taken for one that makes none.
+    Each resampled share is drawn with half an item added to either side, so that a judge without an error among few
+    labels is not taken for one that makes none.
 
     Source: Rogan and Gladen (1978).
     """
