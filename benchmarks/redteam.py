@@ -49,7 +49,8 @@ def build(case: Case, vocabulary: int) -> PreTrainedModel:
         max_position_embeddings=256,
     )
     model: PreTrainedModel = LlamaForCausalLM(config)
-    return model.train(False)
+    model.train(False)
+    return model
 
 
 def theirs(
