@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import json
 from pathlib import Path
 
 import pytest
@@ -124,10 +124,9 @@ def folders(
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
     path = tmp_path / "texts.jsonl"
-    path.write_text(
-        '{"id": "a", "text": "the dog", "reference": "der Hund"}\n{"id": "b", "text": "the cat", "reference": "die Katze"}\n',
-        encoding="utf-8",
-    )
+    rows = [("a", "the dog", "der Hund"), ("b", "the cat", "die Katze")]
+    lines = [json.dumps({"id": i, "text": text, "reference": reference}) + "\n" for i, text, reference in rows]
+    path.write_text("".join(lines), encoding="utf-8")
     return path
 
 
@@ -136,6 +135,3 @@ def muse(tmp_path: Path) -> Path:
     path = tmp_path / "en-de.txt"
     path.write_text("dog Hund\ncat Katze\nthe der\nthe die\n", encoding="utf-8")
     return path
-
-
-Call = Callable[..., object]

@@ -11,8 +11,11 @@ from polyloom.data.world import LANGUAGES, Frame, World
 
 SOURCE = "en"
 INSTRUCTION = "Translate this into {language}: {source}\n"
-TERRITORIES = tuple(["AT", "BE", "CH", "CZ", "DE", "DK", "ES", "FI", "FR", "GB", "GR", "HU", "IE", "IT", "NL", "NO", "PL", "PT", "RO", "SE"])
-LANGUAGE_NAMES = tuple(["cs", "de", "en", "es", "fi", "fr", "it", "nl", "pl", "sv"])
+TERRITORIES = (
+    *("AT", "BE", "CH", "CZ", "DE", "DK", "ES", "FI", "FR", "GB"),
+    *("GR", "HU", "IE", "IT", "NL", "NO", "PL", "PT", "RO", "SE"),
+)
+LANGUAGE_NAMES = ("cs", "de", "en", "es", "fi", "fr", "it", "nl", "pl", "sv")
 YEAR = 2024
 UNITS = ("mass-kilogram", "length-meter", "volume-liter", "duration-week", "length-kilometer", "duration-day")
 # What the base model has seen behind the instruction: mostly not what the instruction asks for.
@@ -41,6 +44,7 @@ class Things:
     max_amount: int = 20
 
 
+ALL_THINGS = Things()
 FEW_THINGS = Things((("territory", 2), ("language", 2), ("measure", 2)), 10, 6, 3, 9)
 
 

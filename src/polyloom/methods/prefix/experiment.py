@@ -19,7 +19,7 @@ from polyloom.training.loop import train
 from polyloom.training.packing import Batch, BatchAt
 
 IGNORED = -100
-MAX_POSITIONS = 256
+MAX_POSITIONS = 512
 EMBEDDING_STD = 0.05
 
 

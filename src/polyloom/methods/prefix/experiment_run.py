@@ -17,7 +17,7 @@ from polyloom.data.dictionaries import Dictionary, Translation
 from polyloom.data.world import records
 from polyloom.generation.decode import Decoding, decode
 from polyloom.methods.prefix import priors as sources
-from polyloom.methods.prefix.data import SOURCE, Corpus, Example, Things, examples, instruction, make_corpus
+from polyloom.methods.prefix.data import ALL_THINGS, SOURCE, Corpus, Example, Things, examples, instruction, make_corpus
 from polyloom.methods.prefix.data import pretraining_documents as make_documents
 from polyloom.methods.prefix.experiment import as_rows, build_llama, fit
 from polyloom.methods.prefix.method import agreement, decision_space, generate_with_priors
@@ -63,10 +63,11 @@ class Plan:
     base_steps: int = 3300
     base_batch: int = 16
     base_lr: float = 3e-3
-    sft_steps: int = 250
+    sft_steps: int = 350
+    sft_lr: float = 2e-3
     small_width: int = 64
     small_steps: int = 400
-    things: Things = Things()
+    things: Things = ALL_THINGS
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def train_models(corpus: Corpus, plan: Plan, seed: int, run: Run, advance: Calla
 
     work("base", base, [("", text) for text in documents], plan.base_steps, plan.base_batch, plan.base_lr)
     sft = copy.deepcopy(base)
-    work("sft", sft, tasks, plan.sft_steps, 16, 1e-3)
+    work("sft", sft, tasks, plan.sft_steps, 16, plan.sft_lr)
     work("small", small, tasks, plan.small_steps, 16, 3e-3)
     return Models(tokenizer, base, sft, small, seconds)
 

@@ -21,7 +21,7 @@ from polyloom.metrics.text import Floats, bleu_of
 from polyloom.runs.folder import Run
 
 PLANS = {
-    "quick": (1, Plan(num_train=1500, num_test=30, base_steps=1200, sft_steps=150, small_steps=200, things=FEW_THINGS)),
+    "quick": (1, Plan(num_train=1500, num_test=30, base_steps=1700, sft_steps=150, small_steps=200, things=FEW_THINGS)),
     "full": (3, Plan()),
 }
 NUM_RESAMPLES = 1000
