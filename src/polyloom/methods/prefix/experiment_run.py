@@ -63,8 +63,8 @@ class Plan:
     base_steps: int = 3300
     base_batch: int = 16
     base_lr: float = 3e-3
-    sft_steps: int = 350
-    sft_lr: float = 2e-3
+    sft_steps: int = 250
+    sft_lr: float = 1e-3
     small_width: int = 64
     small_steps: int = 400
     things: Things = ALL_THINGS
