@@ -52,7 +52,7 @@ PLANS = {
     ),
     "full": Plan(
         dict.fromkeys(("bag", "cnn", "gru", "esim", "re2"), (("none", "fa", "sfa", "mlp", "shuffled", "equal"), 5)),
-        8,
+        {},
         2000,
     ),
 }
@@ -62,8 +62,8 @@ def plan_of(config: MatchStudyConfig) -> Plan:
     """Return what to train: the profile's plan with the user's choices in it."""
     plan = PLANS[config.profile]
     full = PLANS["full"].bases
-    chosen = config.bases or list(plan.bases)
-    bases = {}
+    chosen: list[str] = [*config.bases] if config.bases else list(plan.bases)
+    bases: dict[str, tuple[tuple[str, ...], int]] = {}
     for base in chosen:
         blocks, seeds = plan.bases.get(base) or full.get(base) or full["bag"]
         if config.blocks:

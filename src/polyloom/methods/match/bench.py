@@ -56,7 +56,7 @@ def _jobs(config: BenchConfig, texts: list[str]) -> dict[str, Callable[[], objec
     ids = torch.from_numpy(
         numpy_generator(config.seed, "ids").integers(1, VOCABULARY, (config.num_texts, config.words))
     )
-    parts = ids.split(BATCH)
+    parts = torch.split(ids, BATCH)
 
     def encode(model: Matcher) -> Callable[[], object]:
         def job() -> None:

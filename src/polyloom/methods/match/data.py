@@ -120,14 +120,15 @@ def _rows_of_json(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
 
 def _rows_of_table(path: Path, text: str) -> tuple[list[tuple[int, dict[str, str]]], str]:
     """Cut a delimited file into named cells: the header's names, or those that the first row's shape gives."""
-    first = text.split("\n", 1)[0]
-    tabs = "\t" in first
+    tabs = "\t" in text.split("\n", 1)[0]
     if tabs:
         cut = [(i, line.rstrip("\r").split("\t")) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
     else:
         reader = csv.reader(io.StringIO(text), strict=False)
         cut = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    names = [cell.strip().lower().removeprefix("\ufeff") for cell in cut[0][1]] if cut else []
+    if not cut:
+        return [], ""
+    names = [cell.strip().lower() for cell in cut[0][1]]
     has_header = any(name.startswith(SECOND) for name in names) or "label" in names
     if has_header:
         cut = cut[1:]
@@ -147,8 +148,8 @@ def _is_number(cell: str) -> bool:
 
 
 def _names_by_shape(path: Path, cut: list[list[str]]) -> list[str]:
-    """Name the columns of a file without a header: label, id, id, text, text (MSRP); text, text, label; id before it."""
-    width = Counter(len(cells) for cells in cut).most_common(1)[0][0] if cut else 0
+    """Name the columns of a file without a header: label, id, id, text, text (MSRP); text, text, label."""
+    width = Counter(len(cells) for cells in cut).most_common(1)[0][0]
     sample = [cells for cells in cut[:50] if len(cells) == width]
     if width == 5 and all(_is_number(cell) for cells in sample for cell in cells[:3]):
         return ["label", "id1", "id2", "sentence1", "sentence2"]

@@ -72,7 +72,7 @@ def export_numpy(trained: Trained, folder: Path, *, int8: bool = False) -> Path:
     arrays["meta"] = np.frombuffer(json.dumps(meta, ensure_ascii=False).encode(), dtype=np.uint8)
     path = folder / "matcher.npz"
     with replace_atomically(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
+        np.savez(stream, **arrays)
     write_bytes(folder / "scorer.py", read_bytes(Path(scorer_module.__file__)))
     return path
 

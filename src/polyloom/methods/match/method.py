@@ -1,4 +1,4 @@
-"""Feature attention (FA) and selective feature attention (SFA): blocks that weigh the features of a text, not its words.
+"""Feature attention (FA) and selective feature attention (SFA): blocks that weigh features, not words.
 
 Both take a sequence X [batch, tokens, dim] with its mask and give a sequence of the same shape, so that they fit behind
 any encoder. Source: Zang and Liu, arXiv 2404.16776; the mask, the softmax over branches alone and sequences of any

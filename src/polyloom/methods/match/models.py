@@ -160,7 +160,7 @@ class _ResidualAligner(nn.Module):
             before = width + (hidden if index else 0)
             self.encoders.append(MaskedConv(before, hidden, 3))
             self.projections.append(nn.Linear(before + hidden, hidden))
-            self.fusions.append(nn.ModuleList(nn.Linear(2 * (before + hidden), hidden) for _ in range(3)))
+            self.fusions.extend(nn.Linear(2 * (before + hidden), hidden) for _ in range(3))
             self.merges.append(nn.Linear(3 * hidden, hidden))
         self.size = hidden
 
@@ -168,17 +168,15 @@ class _ResidualAligner(nn.Module):
         """Return [texts, hidden] for the first texts stacked on the second ones."""
         keep = mask[:, :, None]
         outputs: list[Tensor] = []
-        for encoder, projection, fusion, merge in zip(
-            self.encoders, self.projections, self.fusions, self.merges, strict=True
-        ):
+        for index, encoder in enumerate(self.encoders):
             residual = torch.cat([X, (outputs[-1] + (outputs[-2] if len(outputs) > 1 else 0))], 2) if outputs else X
             x = torch.cat([residual, functional.gelu(encoder(self.dropout(residual), mask))], 2)
-            query = functional.gelu(projection(x))
+            query = functional.gelu(self.projections[index](x))
             scores = torch.bmm(query, _swap(query).transpose(1, 2)).masked_fill(~_swap(mask)[:, None], -torch.inf)
             other = torch.bmm(scores.softmax(2), _swap(x))
             views = (torch.cat([x, other], 2), torch.cat([x, x - other], 2), torch.cat([x, x * other], 2))
-            fused = torch.cat([functional.gelu(f(view)) for f, view in zip(fusion, views, strict=True)], 2)  # type: ignore[arg-type]
-            outputs.append(functional.gelu(merge(self.dropout(fused))) * keep)
+            fused = [functional.gelu(self.fusions[3 * index + i](view)) for i, view in enumerate(views)]
+            outputs.append(functional.gelu(self.merges[index](self.dropout(torch.cat(fused, 2)))) * keep)
         last = outputs[-1]
         if self.block is not None:
             last = self.block(last, mask)
@@ -305,7 +303,7 @@ def _initialise(module: nn.Module) -> None:
             elif "weight_ih" in name:
                 nn.init.xavier_uniform_(weight)
             else:
-                for part in weight.data.split(size):
+                for part in torch.split(weight.data, size):
                     nn.init.orthogonal_(part)
     elif isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, std=EMBEDDING_STD)

@@ -6,8 +6,8 @@ from polyloom.core.result import Result
 from polyloom.reports.figures import Figure, default_figures, series_figure, series_groups
 
 CAPTION = (
-    "Points that a block adds to the same base without one; the whiskers span the wider of the 95 % intervals over seeds "
-    "and over test items."
+    "Points that a block adds to the same base without one; the whiskers span the wider of the 95 % intervals over "
+    "seeds and over test items."
 )
 
 

@@ -139,8 +139,8 @@ def run_search(config: SearchConfig, run: Run) -> Result:
 
 def _ranking_scores(path: Path, names: list[str], found: list[list[str]]) -> dict[str, Scalar]:
     right: dict[str, set[str]] = defaultdict(set)
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        cells = line.split()
+    for number, row in enumerate(read_text(path).split("\n"), start=1):
+        cells = row.split()
         if len(cells) in (2, 3, 4):
             # TREC's files have an iteration between the ids and the relevance behind them.
             if len(cells) < 3 or float(cells[-1]) > 0:

@@ -351,7 +351,8 @@ def run_explain(config: ExplainConfig, run: Run) -> Result:
         tables=tables,
         series=series,
         verdicts=[
-            f"The {what} is {found.score:.3f}; the word that moves it most is {word!r} of the {side} text ({fall:+.3f})."
+            f"The {what} is {found.score:.3f}; the word that moves it most is {word!r} "
+            f"of the {side} text ({fall:+.3f})."
         ],
         limitations=["A word's share is the change when it alone is left out; words that act together share it."],
     )

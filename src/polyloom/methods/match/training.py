@@ -252,7 +252,7 @@ def build(train: Pairs, recipe: Recipe, seed: int, initial: Initial | None = Non
 
 
 def batches(lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -> list[list[int]]:
-    """Cut a shuffled order into batches of pairs of about equal length; a last single pair joins the batch before it."""
+    """Cut a shuffled order into batches of pairs of about equal length; a single pair joins the batch before it."""
     order = rng.permutation(len(lengths))
     pool = batch_size * 16
     cut = []
@@ -261,7 +261,7 @@ def batches(lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -
         cut += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
     if len(cut) > 1 and len(cut[-1]) == 1:
         cut[-2] += cut.pop()
-    rng.shuffle(cut)  # type: ignore[arg-type]
+    rng.shuffle(cut)
     return cut
 
 

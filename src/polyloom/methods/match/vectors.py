@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from polyloom.core.errors import UserError
@@ -34,13 +35,12 @@ class Initial:
 
     def put_into(self, model: Matcher, vocabulary: AnyVocabulary) -> None:
         """Write the rows into a matcher's embedding; rows of 0 (words that the file lacks) keep their random ones."""
-        import torch
-
         assert self.rows is not None
         assert len(self.rows) == len(vocabulary)
         found = np.flatnonzero(np.abs(self.rows).sum(1))
         with torch.no_grad():
-            model.embedding.weight[torch.from_numpy(found)] = torch.from_numpy(self.rows[found])  # type: ignore[index]
+            rows: torch.Tensor = model.embedding.weight  # type: ignore[assignment]
+            rows[torch.from_numpy(found)] = torch.from_numpy(self.rows[found])
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ def from_model(folder: Path) -> Initial:
     from polyloom.models.load import load_model
 
     model = load_model(folder, "encoder")
-    matrix = model.get_input_embeddings().weight.detach().numpy()  # type: ignore[union-attr, operator]
-    return _of_table(np.asarray(matrix, dtype=np.float32), Subwords(tokenizer_of(folder)))
+    matrix: torch.Tensor = model.get_input_embeddings().weight.detach()  # type: ignore[operator, assignment]
+    return _of_table(matrix.float().numpy(), Subwords(tokenizer_of(folder)))
 
 
 def _of_table(matrix: Floats, vocabulary: Subwords) -> Initial:
@@ -165,13 +165,11 @@ def distil(folder: Path, texts: Sequence[str], width: int = 256) -> Initial:
 
     Source: the recipe of model2vec; weights of Arora et al. (2017).
     """
-    import torch
-
-    from polyloom.models.load import load_model
+    from polyloom.models.load import embedding_rows, load_model
 
     model = load_model(folder, "encoder")
     vocabulary = Subwords(tokenizer_of(folder))
-    num_tokens = min(len(vocabulary) - NUM_SPECIALS, model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr, index]
+    num_tokens = min(len(vocabulary) - NUM_SPECIALS, embedding_rows(model))
     parts = []
     with torch.inference_mode():
         for start in range(0, num_tokens, 512):
