@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyloom.methods.match.data import Pair
-from polyloom.methods.match.tokens import words
+from polyloom.methods.match.scorer import words
 
 
 def tfidf_cosine(pairs: Sequence[Pair]) -> NDArray[np.float64]:

@@ -232,7 +232,7 @@ def read_pairs(path: Path, reading: Reading | None = None) -> Pairs:
 
 
 def _checked(items: list[Pair], reading: Reading, label: str, layout: str) -> Pairs:
-    notes = []
+    notes: list[str] = []
     items = _without(
         items, reading, notes, lambda pair: not (pair.first and pair.second and pair.label), "lack a text or the label"
     )

@@ -199,8 +199,8 @@ class FeatureAttention(nn.Module):
         e = torch.sigmoid(self.norm(self.excite(z)))
         if not self.shuffled:
             return e
-        order = torch.randperm(e.shape[1]) if self.training else self.permutation
-        return e[:, order]
+        kept: Tensor = self.permutation  # type: ignore[assignment]
+        return e[:, torch.randperm(e.shape[1]) if self.training else kept]
 
     def forward(
         self, X: Float[Tensor, "batch tokens dim"], mask: Bool[Tensor, "batch tokens"]
@@ -222,7 +222,8 @@ class ResidualMLP(nn.Module):
         self, X: Float[Tensor, "batch tokens dim"], mask: Bool[Tensor, "batch tokens"]
     ) -> Float[Tensor, "batch tokens dim"]:
         """Return the sequence with the perceptron's output added; padded rows are 0."""
-        return (X + self.norm(self.outer(torch.tanh(self.inner(X))))) * mask[:, :, None]
+        added: Tensor = self.norm(self.outer(torch.tanh(self.inner(X))))
+        return (X + added) * mask[:, :, None]
 
 
 def reverse_by_length(

@@ -22,7 +22,7 @@ from polyloom.methods.match.method import (
 )
 
 SIAMESE = ("bag", "gru", "lstm", "cnn", "encoder")
-EMBEDDING_STD = 1.0
+EMBEDDING_STD, ALIGNED_STD = 1.0, 0.3
 ALIGNED = ("esim", "re2")
 BASES = (*SIAMESE, *ALIGNED)
 
@@ -171,7 +171,7 @@ class _ResidualAligner(nn.Module):
         for index, encoder in enumerate(self.encoders):
             residual = torch.cat([X, (outputs[-1] + (outputs[-2] if len(outputs) > 1 else 0))], 2) if outputs else X
             x = torch.cat([residual, functional.gelu(encoder(self.dropout(residual), mask))], 2)
-            query = functional.gelu(self.projections[index](x))
+            query = functional.gelu(self.projections[index](x)) * self.size**-0.25
             scores = torch.bmm(query, _swap(query).transpose(1, 2)).masked_fill(~_swap(mask)[:, None], -torch.inf)
             other = torch.bmm(scores.softmax(2), _swap(x))
             views = (torch.cat([x, other], 2), torch.cat([x, x - other], 2), torch.cat([x, x * other], 2))
@@ -232,6 +232,9 @@ class Matcher(nn.Module):
                 nn.Linear(hidden, shape.num_outputs),
             )
         self.apply(_initialise)
+        if shape.base in ALIGNED and isinstance(self.embedding, nn.Embedding):
+            # Unit vectors would saturate the alignment's softmax.
+            self.embedding.weight.data *= ALIGNED_STD
 
     @property
     def the_block(self) -> nn.Module | None:

@@ -137,7 +137,7 @@ def from_model(folder: Path) -> Initial:
     from polyloom.models.load import load_model
 
     model = load_model(folder, "encoder")
-    matrix: torch.Tensor = model.get_input_embeddings().weight.detach()  # type: ignore[operator, assignment]
+    matrix: torch.Tensor = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
     return _of_table(matrix.float().numpy(), Subwords(tokenizer_of(folder)))
 
 
