@@ -66,7 +66,7 @@ def test_esim_is_its_formulas_on_unpadded_texts() -> None:
 
     def lstm(ours: nn.Module, width: int) -> nn.LSTM:
         theirs = nn.LSTM(width, 5, batch_first=True, bidirectional=True)
-        state = {name: value for name, value in ours.ahead.named_parameters()}  # type: ignore[union-attr, operator]
+        state = dict(ours.ahead.named_parameters())  # type: ignore[union-attr, operator]
         state |= {f"{name}_reverse": value for name, value in ours.back.named_parameters()}  # type: ignore[union-attr, operator]
         theirs.load_state_dict(state)
         return theirs

@@ -192,7 +192,8 @@ def test_the_numpy_scorer_says_what_torch_says(base: str, block: str, tmp_path: 
 def test_the_exported_folder_works_without_polyloom_and_torch(matcher: Path, tmp_path: Path) -> None:
     export_numpy(load(matcher), tmp_path)
     code = (
-        "import sys; from scorer import Scorer; s = Scorer('matcher.npz'); print(float(s.score('May 3', 'may 3').sum()));"
+        "import sys; from scorer import Scorer; s = Scorer('matcher.npz'); "
+        "print(float(s.score('May 3', 'may 3').sum()));"
         "assert not {'torch', 'polyloom'} & sys.modules.keys()"
     )
     answer = subprocess.run(
@@ -214,7 +215,7 @@ def test_eight_bit_vectors_lose_little(matcher: Path, run: Run, tmp_path: Path) 
 
 def test_exports_that_cannot_be_are_refused(run: Run, tmp_path: Path) -> None:
     save(build(world_pairs(64, "train"), replace(SMALL, base="esim"), 0), tmp_path / "m")
-    with pytest.raises(UserError, match="does not know base 'esim'.*--onnx"):
+    with pytest.raises(UserError, match=r"does not know base 'esim'.*--onnx"):
         run_export(ExportConfig(model=str(tmp_path / "m")), run)
 
 

@@ -125,17 +125,17 @@ CARD = RoomCard(
     order=70,
     equations=(
         Equation("s = mean_l X", "squeeze", f"{_METHOD}:masked_mean"),
-        Equation("e = sigmoid(norm(W2 tanh(W1 s + b1) + b2))", "FA: excite", f"{_METHOD}:FeatureAttention.gate"),
+        Equation("e = sigmoid(norm(W2 tanh(W1 s + b1) + b2))", "FA: excite", f"{_METHOD}:FeatureAttention"),
         Equation("U = e X", "FA: rescale", f"{_METHOD}:FeatureAttention"),
-        Equation("H = X W_in, Y^n = BiGRU_n(Y^(n-1))", "SFA: split", f"{_METHOD}:SelectiveFeatureAttention.split"),
-        Equation("s = mean_(n,l) F + max_(n,l) F", "SFA: squeeze", f"{_METHOD}:SelectiveFeatureAttention.weights"),
+        Equation("H = X W_in, Y^n = BiGRU_n(Y^(n-1))", "SFA: split", f"{_METHOD}:SelectiveFeatureAttention"),
+        Equation("s = mean_(n,l) F + max_(n,l) F", "SFA: squeeze", f"{_METHOD}:SelectiveFeatureAttention"),
         Equation(
             "v^n = exp(a^n) / sum_n' exp(a^n')", "SFA: select, by vector-wise softmax", f"{_METHOD}:branch_weights"
         ),
         Equation(
             "U = (sum_n v^n Y^n) W_out",
             "SFA: weighted sum and bottleneck out",
-            f"{_METHOD}:SelectiveFeatureAttention.attend",
+            f"{_METHOD}:SelectiveFeatureAttention",
         ),
         Equation("(1 / (1 + (N-1) e), e / (e + N - 1))", "bounds of the selection", f"{_METHOD}:selection_bounds"),
         Equation("r = max(r0, 2 floor(8.33 ln(L) / 2))", "width of the squeezed text", f"{_METHOD}:bottleneck_width"),
