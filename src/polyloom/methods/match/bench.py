@@ -26,7 +26,7 @@ from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run
 
 VOCABULARY = 5000
-BATCH = 64
+BATCH = 256
 ENCODERS = [(base, block) for base in ("bag", "cnn", "gru") for block in ("none", "fa", "sfa")]
 Cells = list[str | int | float | bool | None]
 

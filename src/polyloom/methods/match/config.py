@@ -90,7 +90,7 @@ class BenchConfig(Config):
     """`polyloom match bench`: speed on one thread, as CPU time and as ratios."""
 
     words: int = Field(10, ge=1, description="Words of a text.")
-    num_texts: int = Field(512, ge=8, description="Texts of a round.")
+    num_texts: int = Field(1024, ge=8, description="Texts of a round.")
     rounds: int = Field(15, ge=3, description="Interleaved rounds.")
     width: int = Field(128, ge=2, description="Width of the word vectors.")
     encoder: str | None = Field(None, description="sentence-transformers or Hugging Face folder to time beside.")

@@ -222,6 +222,7 @@ class Matcher(nn.Module):
             make = _Aligner if shape.base == "esim" else _ResidualAligner
             self.encoder = make(width, hidden, block, shape.dropout)
             self.block = None
+            self.vector_size = 0
             head_size = 8 * hidden if shape.base == "esim" else 4 * hidden
         if shape.num_outputs:
             self.head = nn.Sequential(
@@ -232,7 +233,7 @@ class Matcher(nn.Module):
                 nn.Linear(hidden, shape.num_outputs),
             )
         self.apply(_initialise)
-        if shape.base in ALIGNED and isinstance(self.embedding, nn.Embedding):
+        if shape.base == "re2" and isinstance(self.embedding, nn.Embedding):
             # Unit vectors would saturate the alignment's softmax.
             self.embedding.weight.data *= ALIGNED_STD
 

@@ -97,14 +97,15 @@ def run_train(config: TrainConfig, run: Run) -> Result:
 def _main(scalars: dict[str, Scalar]) -> str:
     name = "accuracy" if "accuracy" in scalars else "spearman"
     item = scalars[name]
-    return f"{name} {item.value:.3f} [{item.low:.3f}, {item.high:.3f}]"
+    interval = "" if item.low is None or item.high is None else f" [{item.low:.3f}, {item.high:.3f}]"
+    return f"{name} {float(item.value or 0):.3f}{interval}"
 
 
 def _preview(splits: dict[str, Pairs]) -> Table:
     rows: list[Cells] = [
         [name, pair.first, pair.second, pair.label] for name in splits for pair in splits[name].items[:PREVIEW_ROWS]
     ]
-    title = f"What was read: {splits['train'].layout}"
+    title = f"What was read: {next(iter(splits.values())).layout}"
     return Table(columns=["split", "first text", "second text", "label"], rows=rows, title=title)
 
 
@@ -182,7 +183,8 @@ def _correlations(predicted: Any, wanted: Any) -> dict[str, Scalar]:
 
     def rho(rows: Any) -> Any:
         flat = np.atleast_2d(rows).astype(int)
-        values = [spearman(predicted[line], wanted[line])[0] for line in flat]
+        # A resample of equal scores has no correlation: it counts as none.
+        values = np.nan_to_num([spearman(predicted[line], wanted[line])[0] for line in flat])
         return np.asarray(values if np.ndim(rows) > 1 else values[0])
 
     interval = bootstrap_interval(stacked, rho, method="percentile", num_resamples=500)
