@@ -1,0 +1,218 @@
+"""Speed on one thread: encoders with and without a block, interleaved, as CPU time and as ratios of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from polyloom.core.result import Result, Scalar, Series, Table
+from polyloom.core.seeding import numpy_generator, python_random
+from polyloom.methods.match.config import BenchConfig
+from polyloom.methods.match.export import export_numpy, latency_milliseconds, numpy_error
+from polyloom.methods.match.index import exact_search
+from polyloom.methods.match.models import Matcher, Shape
+from polyloom.methods.match.scorer import Scorer
+from polyloom.methods.match.tokens import Vocabulary
+from polyloom.methods.match.training import Trained
+from polyloom.methods.match.vectors import static_baseline
+from polyloom.models.device import pin_threads
+from polyloom.runs.folder import Run
+
+VOCABULARY = 5000
+BATCH = 256
+ENCODERS = [(base, block) for base in ("bag", "cnn", "gru") for block in ("none", "fa", "sfa")]
+Cells = list[str | int | float | bool | None]
+
+
+def _matcher(base: str, block: str, width: int) -> Matcher:
+    shape = Shape(base, block, VOCABULARY, width, 48, 3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Matcher(shape).eval()
+
+
+def interleaved(jobs: dict[str, Callable[[], object]], rounds: int, seed: int) -> dict[str, list[float]]:
+    """Return the CPU seconds of each job in each round; the order is drawn anew each time, a first round warms up."""
+    order, names = python_random(seed, "bench"), list(jobs)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for index in range(rounds + 1):
+        order.shuffle(names)
+        for name in names:
+            started = time.process_time()
+            jobs[name]()
+            if index:
+                seconds[name].append(time.process_time() - started)
+    return seconds
+
+
+def _jobs(config: BenchConfig, texts: list[str]) -> dict[str, Callable[[], object]]:
+    ids = torch.from_numpy(
+        numpy_generator(config.seed, "ids").integers(1, VOCABULARY, (config.num_texts, config.words))
+    )
+    parts = torch.split(ids, BATCH)
+
+    def encode(model: Matcher) -> Callable[[], object]:
+        def job() -> None:
+            with torch.inference_mode():
+                for part in parts:
+                    model.vectors(part)
+
+        return job
+
+    def judge(model: Matcher) -> Callable[[], object]:
+        def job() -> None:
+            with torch.inference_mode():
+                for part in parts:
+                    model(part)
+
+        return job
+
+    jobs = {f"{base}_{block}": encode(_matcher(base, block, config.width)) for base, block in ENCODERS}
+    jobs |= {f"esim_{block}": judge(_matcher("esim", block, config.width)) for block in ("none", "fa", "sfa")}
+    rows = numpy_generator(config.seed, "rows").standard_normal((VOCABULARY, config.width)).astype(np.float32)
+    lists = ids.tolist()
+    jobs["static_cosine"] = lambda: static_baseline(rows, lists)
+    if config.encoder:
+        jobs["hugging_face"] = _encoder_job(config.encoder, texts)
+    return jobs
+
+
+def _encoder_job(folder: str, texts: list[str]) -> Callable[[], object]:
+    """Return the job that encodes by sentence-transformers where it is installed, else by transformers, mean-pooled."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        from polyloom.models.load import load_model, load_tokenizer
+
+        model, tokenizer = load_model(folder, "encoder"), load_tokenizer(folder)
+
+        def job() -> None:
+            with torch.inference_mode():
+                for start in range(0, len(texts), BATCH):
+                    batch = tokenizer(texts[start : start + BATCH], padding=True, truncation=True, return_tensors="pt")
+                    model(**batch).last_hidden_state.mean(1)
+
+        return job
+    from polyloom.core.errors import UserError
+
+    if not Path(folder).is_dir():
+        raise UserError("there is no such folder.", where=folder, hint="Check the path of --encoder.")
+    encoder = SentenceTransformer(folder, device="cpu", local_files_only=True)
+    return lambda: encoder.encode(texts, batch_size=BATCH, show_progress_bar=False)
+
+
+def run_bench(config: BenchConfig, run: Run) -> Result:
+    """Measure speed on one thread.
+
+    Args:
+        config: sizes, rounds, and an encoder to time beside.
+        run: the run.
+
+    Returns:
+        Sentences a CPU-second, ratios of FA's and SFA's time to none's, latency of one text in numpy.
+    """
+    pin_threads()
+    words = [f"w{i}" for i in range(VOCABULARY - 257)]
+    rng = numpy_generator(config.seed, "texts")
+    texts = [" ".join(words[i] for i in rng.integers(0, len(words), config.words)) for _ in range(config.num_texts)]
+    with run.progress("bench", 3) as advance:
+        jobs = _jobs(config, texts)
+        seconds = run.once("seconds", lambda: interleaved(jobs, config.rounds, config.seed))
+        advance(1)
+        latency = run.once("latency", lambda: _latency(config, words, texts))
+        advance(1)
+        exact = run.once("index", lambda: _index_is_brute_force(config.seed))
+        advance(1)
+    scalars = _speeds(seconds, config) | _ratios(seconds)
+    scalars |= {
+        "numpy_encode_milliseconds": Scalar(value=latency["encode"], unit="CPU ms"),
+        "numpy_score_milliseconds": Scalar(value=latency["score"], unit="CPU ms"),
+        "numpy_error": Scalar(value=latency["error"]),
+        "index_equals_brute_force": Scalar(value=exact),
+    }
+    rows: list[Cells] = [
+        [name, float(scalars[f"{name}_per_second"].value or 0), 1000 * median(values) / config.num_texts * BATCH]
+        for name, values in seconds.items()
+    ]
+    bag = [name for name in seconds if not name.startswith("esim")]
+    cost = scalars["bag_fa_time_ratio"]
+    return run.result(
+        scalars=scalars,
+        tables={
+            "speed": Table(
+                columns=["encoder", "per CPU-second", f"CPU ms for {BATCH}"],
+                rows=rows,
+                title=f"Texts (ESIM: pairs) of {config.words} words on one thread, batches of {BATCH}",
+            )
+        },
+        series={
+            "speed": Series(
+                x=list(range(len(bag))),
+                y=[float(scalars[f"{name}_per_second"].value or 0) for name in bag],
+                x_names=bag,
+                y_label="sentences a CPU-second",
+                group="speed",
+                kind="bar",
+            )
+        },
+        verdicts=[
+            f"bag with FA encodes {scalars['bag_fa_per_second'].value:,.0f} sentences a CPU-second on one thread; FA "
+            f"takes {cost.value:.2f} [{cost.low:.2f}, {cost.high:.2f}] of plain bag's time."
+        ],
+        limitations=[
+            "CPU seconds of word numbers to vectors; cutting texts into words comes on top. Other work on the machine "
+            "slows all alike: trust the ratios.",
+        ],
+    )
+
+
+def _speeds(seconds: dict[str, list[float]], config: BenchConfig) -> dict[str, Scalar]:
+    scalars = {}
+    for name, values in seconds.items():
+        count = config.num_texts / (2 if name.startswith("esim") else 1)
+        ordered = sorted(values)
+        scalars[f"{name}_per_second"] = Scalar(
+            value=count / median(values), low=count / ordered[-1], high=count / max(ordered[0], 1e-9), unit="per CPU s"
+        )
+    return scalars
+
+
+def _ratios(seconds: dict[str, list[float]]) -> dict[str, Scalar]:
+    """Return paired ratios: each block to none on its base, and FA's to the static cosine."""
+    rivals = [(f"{base}_{block}", f"{base}_none") for base in ("bag", "cnn", "gru", "esim") for block in ("fa", "sfa")]
+    scalars = {}
+    for name, other in [*rivals, ("bag_fa", "static_cosine")]:
+        ratios = sorted(a / b for a, b in zip(seconds[name], seconds[other], strict=True))
+        key = f"{name}_time_ratio" if other != "static_cosine" else "bag_fa_to_static_time_ratio"
+        rank = len(ratios) // 5
+        scalars[key] = Scalar(value=median(ratios), low=ratios[rank], high=ratios[-1 - rank], unit="x")
+    return scalars
+
+
+def _latency(config: BenchConfig, words: list[str], texts: list[str]) -> dict[str, float]:
+    model = _matcher("bag", "fa", config.width)
+    trained = Trained(model, Vocabulary(words), "classes", ["a", "b", "c"])
+    trained.model.shape = replace(model.shape, vocab_size=len(trained.vocabulary))
+    from polyloom.methods.match.data import Pair
+
+    with TemporaryDirectory() as folder:
+        exported = Scorer(str(export_numpy(trained, Path(folder))))
+    pairs = [Pair(a, b, "a") for a, b in zip(texts[::2], texts[1::2], strict=False)][:32]
+    return {**latency_milliseconds(exported, texts[:200]), "error": numpy_error(trained, exported, pairs)}
+
+
+def _index_is_brute_force(seed: int) -> bool:
+    """Compare exact search with sorting all inner products, on vectors with ties."""
+    rng = numpy_generator(seed, "index")
+    vectors = rng.integers(-2, 3, (3000, 8)).astype(np.float32)
+    queries = rng.integers(-2, 3, (50, 8)).astype(np.float32)
+    rows, _ = exact_search(vectors, queries, 10)
+    best = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :10]
+    return bool((rows == best).all())

@@ -1,0 +1,376 @@
+"""The verbs on one matcher: train, evaluate, explain."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyloom.core.errors import UserError, closest
+from polyloom.core.result import Artifact, Result, Scalar, Series, Table
+from polyloom.methods.match.baselines import tfidf_cosine
+from polyloom.methods.match.config import EvaluateConfig, ExplainConfig, TrainConfig
+from polyloom.methods.match.data import Pair, Pairs, leaks
+from polyloom.methods.match.explain import Explanation, explain
+from polyloom.methods.match.index import exact_search
+from polyloom.methods.match.loading import initial_of, load_splits, reading_of, recipe_of
+from polyloom.methods.match.models import SIAMESE, num_parameters
+from polyloom.methods.match.scores import auc, confusion, f1_scores
+from polyloom.methods.match.training import Trained, fit, is_positive, load, save, targets
+from polyloom.metrics.ranking import (
+    average_precision,
+    mean_over_queries,
+    ranked_relevance,
+    recall_at,
+    reciprocal_rank,
+)
+from polyloom.metrics.statistics import bootstrap_interval, pearson, spearman, wilson_interval
+from polyloom.models.device import pin_threads
+from polyloom.runs.folder import Run
+
+PREVIEW_ROWS = 5
+Cells = list[str | int | float | bool | None]
+
+
+def run_train(config: TrainConfig, run: Run) -> Result:
+    """Train a matcher and judge it on the test pairs.
+
+    Args:
+        config: data, base, block and recipe.
+        run: takes the matcher where no output folder is named.
+
+    Returns:
+        Test scores, the training curve, a preview of what was read.
+
+    Raises:
+        UserError: data that cannot be read, one class alone, vectors that do not fit.
+    """
+    pin_threads()
+    splits = load_splits(config, valid=config.valid, test=config.test)
+    recipe = recipe_of(config)
+    initial = initial_of(config, splits["train"])
+    folder = Path(config.output) if config.output else run.artifact("matcher")
+    with run.progress("train", config.epochs) as advance:
+
+        def after_epoch(epoch: int, score: float) -> None:
+            run.log(epoch=epoch, valid=score)
+            advance(1)
+            run.check_stop()
+
+        trained = fit(splits["train"], splits["valid"], recipe, config.seed, initial=initial, after_epoch=after_epoch)
+    save(trained, folder)
+    scalars, tables = judge(trained, splits["test"])
+    scalars |= {
+        "parameters": Scalar(value=num_parameters(trained.model)),
+        "parameters_with_embeddings": Scalar(value=num_parameters(trained.model, embeddings=True)),
+        "training_cpu_seconds": Scalar(value=trained.seconds, unit="CPU s"),
+        "best_valid": Scalar(value=max(epoch["valid"] for epoch in trained.curve)),
+    }
+    same, shared = leaks(splits["train"], splits["test"])
+    scalars |= {"leaked_pairs": Scalar(value=same), "shared_texts": Scalar(value=shared)}
+    epochs: list[float | None] = [epoch["epoch"] for epoch in trained.curve]
+    curve = {
+        name: Series(x=epochs, y=[epoch[name] for epoch in trained.curve], x_label="epoch", y_label=name, group=title)
+        for name, title in (("loss", "training loss"), ("valid", "validation score"))
+    }
+    artifacts = {}
+    if not config.output:
+        artifacts["matcher"] = Artifact(
+            path="artifacts/matcher", media_type="inode/directory", description="The trained matcher."
+        )
+    return run.result(
+        scalars=scalars,
+        tables={"preview": _preview(splits), **tables},
+        series=curve,
+        artifacts=artifacts,
+        verdicts=[
+            f"{config.base} with {config.block}: {_main(scalars)} on {len(splits['test'].items)} test pairs after "
+            f"{trained.seconds:.0f} CPU-seconds."
+        ],
+        limitations=_limits(trained, splits, same, shared, initial.note if initial else ""),
+    )
+
+
+def _main(scalars: dict[str, Scalar]) -> str:
+    name = "accuracy" if "accuracy" in scalars else "spearman"
+    item = scalars[name]
+    interval = "" if item.low is None or item.high is None else f" [{item.low:.3f}, {item.high:.3f}]"
+    return f"{name} {float(item.value or 0):.3f}{interval}"
+
+
+def _preview(splits: dict[str, Pairs]) -> Table:
+    rows: list[Cells] = [
+        [name, pair.first, pair.second, pair.label] for name in splits for pair in splits[name].items[:PREVIEW_ROWS]
+    ]
+    title = f"What was read: {next(iter(splits.values())).layout}"
+    return Table(columns=["split", "first text", "second text", "label"], rows=rows, title=title)
+
+
+def _limits(trained: Trained, splits: dict[str, Pairs], same: int, shared: int, note: str) -> list[str]:
+    notes = list(dict.fromkeys(note for pairs in splits.values() for note in pairs.notes)) + ([note] if note else [])
+    longest = trained.model.shape.max_length
+    texts = splits["train"].texts()
+    cut = sum(len(trained.vocabulary.pieces(text)) > longest for text in texts)
+    if cut:
+        notes.append(f"{cut} of {len(texts)} training texts are longer than {longest} words and were cut.")
+    if same or shared:
+        notes.append(
+            f"{same} of {len(splits['test'].items)} test pairs stand in training too, {shared} share a text with it."
+        )
+    counts = [sum(pair.label == name for pair in splits["train"].items) for name in trained.classes]
+    if counts and max(counts) > 10 * min(counts):
+        notes.append("The classes are more than 10 to 1 out of balance: look at macro F1 beside accuracy.")
+    return notes
+
+
+def judge(trained: Trained, pairs: Pairs) -> tuple[dict[str, Scalar], dict[str, Table]]:
+    """Return all scores of a matcher on labelled pairs.
+
+    Raises:
+        UserError: labels of another kind than it was trained on.
+    """
+    if pairs.task != trained.task:
+        raise UserError(f"the pairs hold {pairs.task}, the matcher learned {trained.task}.", where=pairs.layout)
+    targets(pairs, trained.classes, trained.loss)
+    predicted = trained.predict(pairs.items)
+    swapped = [Pair(pair.second, pair.first, pair.label) for pair in pairs.items]
+    turned = trained.predict(swapped)
+    scalars: dict[str, Scalar] = {"num_pairs": Scalar(value=len(pairs.items))}
+    tables: dict[str, Table] = {}
+    if trained.loss == "softmax":
+        given = [trained.classes[i] for i in predicted.argmax(1)]
+        counts = confusion([pair.label for pair in pairs.items], given, trained.classes)
+        right = int(np.diag(counts).sum())
+        interval = wilson_interval(right, len(given))
+        f1 = f1_scores(counts)
+        scalars["accuracy"] = Scalar(value=interval.value, low=interval.low, high=interval.high)
+        scalars["macro_f1"] = Scalar(value=float(f1.mean()))
+        scalars["flip_rate"] = Scalar(value=float((predicted.argmax(1) != turned.argmax(1)).mean()))
+        rows: list[Cells] = [[name, *map(int, line), float(f)] for name, line, f in zip(trained.classes, counts, f1)]  # noqa: B905
+        tables["confusion"] = Table(columns=["wanted", *trained.classes, "F1"], rows=rows, title="Confusion")
+        tables |= _by_category(pairs, given)
+    match = _match_scores(trained, predicted)
+    if pairs.task == "scores":
+        wanted = np.asarray([float(pair.label) for pair in pairs.items])
+        scalars |= _correlations(predicted, wanted)
+        if trained.loss == "regression":
+            scalars["mse"] = Scalar(value=float(((predicted - wanted) ** 2).mean()))
+    elif match is not None:
+        positive = [is_positive(pair.label) for pair in pairs.items]
+        scalars["auc"] = Scalar(value=auc(match, positive))
+        if len(trained.classes) == 2 and trained.loss == "softmax":
+            name = next(name for name in trained.classes if is_positive(name))
+            scalars["f1"] = Scalar(value=float(f1[trained.classes.index(name)]))
+        scalars |= _rankings(pairs, match, positive)
+        scalars |= _retrieval(trained, pairs, positive)
+    scalars |= _soft_baseline(pairs)
+    return scalars, tables
+
+
+def _match_scores(trained: Trained, predicted: Any) -> Any:
+    """Return a number per pair that grows with matching; None where no class means it."""
+    if trained.loss != "softmax":
+        return predicted
+    match = next((i for i, name in enumerate(trained.classes) if is_positive(name)), None)
+    return None if match is None else predicted[:, match]
+
+
+def _correlations(predicted: Any, wanted: Any) -> dict[str, Scalar]:
+    stacked = np.arange(len(wanted)).astype(float)
+
+    def rho(rows: Any) -> Any:
+        flat = np.atleast_2d(rows).astype(int)
+        # A resample of equal scores has no correlation: it counts as none.
+        values = np.nan_to_num([spearman(predicted[line], wanted[line])[0] for line in flat])
+        return np.asarray(values if np.ndim(rows) > 1 else values[0])
+
+    interval = bootstrap_interval(stacked, rho, method="percentile", num_resamples=500)
+    return {
+        "spearman": Scalar(value=interval.value, low=interval.low, high=interval.high),
+        "pearson": Scalar(value=pearson(predicted, wanted)[0]),
+    }
+
+
+def _by_category(pairs: Pairs, given: list[str]) -> dict[str, Table]:
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for pair, answer in zip(pairs.items, given, strict=True):
+        if pair.category:
+            groups[pair.category].append(pair.label == answer)
+    if not 1 < len(groups) < 40:
+        return {}
+    rows: list[Cells] = []
+    for name, right in sorted(groups.items()):
+        interval = wilson_interval(sum(right), len(right))
+        rows.append([name, len(right), interval.value, interval.low, interval.high])
+    columns = ["category", "pairs", "accuracy", "low", "high"]
+    return {"categories": Table(columns=columns, rows=rows, title="Accuracy by category")}
+
+
+def _rankings(pairs: Pairs, match: Any, positive: list[bool]) -> dict[str, Scalar]:
+    """Return MAP and MRR over first texts that have several candidates, one of them right."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, pair in enumerate(pairs.items):
+        groups[pair.first].append(i)
+    lists = [
+        ranked_relevance([match[i] for i in rows], [positive[i] for i in rows])
+        for rows in groups.values()
+        if len(rows) > 1 and any(positive[i] for i in rows)
+    ]
+    if not lists:
+        return {}
+    return {
+        "map": Scalar(value=mean_over_queries([average_precision(line) for line in lists])),
+        "mrr": Scalar(value=mean_over_queries([reciprocal_rank(line) for line in lists])),
+        "num_queries": Scalar(value=len(lists)),
+    }
+
+
+def _retrieval(trained: Trained, pairs: Pairs, positive: list[bool], k: int = 10) -> dict[str, Scalar]:
+    """Search each matching pair's second text among all second texts, by the cosine of vectors."""
+    if trained.model.shape.base not in SIAMESE or not any(positive):
+        return {}
+    texts = list(dict.fromkeys(pair.second for pair in pairs.items))
+    wanted = [pair for pair, ok in zip(pairs.items, positive, strict=True) if ok]
+    if len(texts) < 2:
+        return {}
+    rows, _ = exact_search(
+        trained.vectors(texts), trained.vectors([pair.first for pair in wanted]), min(100, len(texts))
+    )
+    lists = [[float(texts[j] == pair.second) for j in line] for pair, line in zip(wanted, rows, strict=True)]
+    found = [recall_at(line, k) for line in lists]
+    return {
+        "retrieval_mrr": Scalar(value=mean_over_queries([reciprocal_rank(line) for line in lists])),
+        "retrieval_recall_at_10": Scalar(value=sum(0 if math.isnan(x) else x for x in found) / len(found)),
+    }
+
+
+def _soft_baseline(pairs: Pairs) -> dict[str, Scalar]:
+    """Return what the cosine of word counts, weighted by rarity, is worth on the same pairs."""
+    cosine = tfidf_cosine(pairs.items)
+    if pairs.task == "scores":
+        return {"tfidf_spearman": Scalar(value=spearman(cosine, [float(pair.label) for pair in pairs.items])[0])}
+    positive = [is_positive(pair.label) for pair in pairs.items]
+    return {"tfidf_auc": Scalar(value=auc(cosine, positive))} if any(positive) and not all(positive) else {}
+
+
+def run_evaluate(config: EvaluateConfig, run: Run) -> Result:
+    """Judge a trained matcher on labelled pairs.
+
+    Args:
+        config: the matcher and the pairs.
+        run: the run.
+
+    Returns:
+        Accuracy, F1 and AUC, or Spearman and Pearson; MAP and MRR where texts have several candidates.
+
+    Raises:
+        UserError: no matcher, pairs that cannot be read, labels that it does not know.
+    """
+    pin_threads()
+    trained = load(Path(config.model))
+    pairs = _evaluated(config)
+    scalars, tables = judge(trained, pairs)
+    limitations = list(pairs.notes)
+    if config.train:
+        from polyloom.methods.match.data import read_pairs
+
+        same, shared = leaks(read_pairs(Path(config.train), reading_of(config)), pairs)
+        scalars |= {"leaked_pairs": Scalar(value=same), "shared_texts": Scalar(value=shared)}
+        limitations.append(f"{same} of the pairs stand in training too, {shared} share a text with it.")
+    if "flip_rate" in scalars and float(scalars["flip_rate"].value or 0) > 0:
+        limitations.append(
+            f"Swapping the two texts changes {scalars['flip_rate'].value:.1%} of the answers; train with --symmetric "
+            "where the order means nothing."
+        )
+    main = _main(scalars) if scalars.keys() & {"accuracy", "spearman"} else f"AUC {scalars['auc'].value:.3f}"
+    preview = _preview({config.split: pairs})
+    return run.result(
+        scalars=scalars,
+        tables={"preview": preview, **tables},
+        verdicts=[f"{trained.model.shape.base} with {trained.model.shape.block}: {main}, {len(pairs.items)} pairs."],
+        limitations=limitations,
+    )
+
+
+def _evaluated(config: EvaluateConfig) -> Pairs:
+    if config.data == "world":
+        split = "train" if config.split == "all" else config.split
+        return load_splits(config)[split]
+    from polyloom.methods.match.data import read_pairs
+
+    pairs = read_pairs(Path(config.data), reading_of(config))
+    if config.split == "all" or not any(pair.split for pair in pairs.items):
+        return pairs
+    kept = [pair for pair in pairs.items if pair.split == config.split]
+    if not kept:
+        names = {pair.split for pair in pairs.items}
+        raise UserError(f"has no {config.split} pairs.", where=config.data, hint=closest(config.split, names))
+    return Pairs(kept, pairs.task, pairs.scale, pairs.notes, pairs.layout)
+
+
+def run_explain(config: ExplainConfig, run: Run) -> Result:
+    """Show which words and features carry a pair's score.
+
+    Args:
+        config: the matcher and two texts.
+        run: the run.
+
+    Returns:
+        The score, each word's share in it, FA's gates or SFA's branches.
+
+    Raises:
+        UserError: no matcher there.
+    """
+    pin_threads()
+    trained = load(Path(config.model))
+    found = explain(trained, config.first, config.second)
+    rows: list[Cells] = [
+        [side, word, fall] for side, items in zip(("first", "second"), found.words, strict=True) for word, fall in items
+    ]
+    tables = {"words": Table(columns=["text", "word", "fall when left out"], rows=rows, title="Words")}
+    scalars = {"score": Scalar(value=found.score)}
+    tables |= _inside_tables(found, config.top)
+    if found.without_gate is not None:
+        scalars["score_without_gate"] = Scalar(value=found.without_gate)
+    series = {
+        side: Series(
+            x=list(range(len(items))),
+            y=[fall for _, fall in items],
+            x_names=[f"{i + 1} {word}" for i, (word, _) in enumerate(items)],
+            y_label="fall of the score without the word",
+            group=f"words of the {side} text",
+            kind="bar",
+        )
+        for side, items in zip(("first", "second"), found.words, strict=True)
+    }
+    side, word, fall = max(rows, key=lambda row: abs(float(row[2] or 0)))
+    what = f"chance of {found.target!r}" if found.target else "score"
+    return run.result(
+        scalars=scalars,
+        tables=tables,
+        series=series,
+        verdicts=[
+            f"The {what} is {found.score:.3f}; the word that moves it most is {word!r} "
+            f"of the {side} text ({fall:+.3f})."
+        ],
+        limitations=["A word's share is the change when it alone is left out; words that act together share it."],
+    )
+
+
+def _inside_tables(found: Explanation, top: int) -> dict[str, Table]:
+    if found.branch_means is not None:
+        rows: list[Cells] = [
+            [f"branch {n + 1}", *(float(x) for x in found.branch_means[:, n])]
+            for n in range(found.branch_means.shape[1])
+        ]
+        return {"branches": Table(columns=["branch", "first", "second"], rows=rows, title="SFA: mean branch weights")}
+    if found.gates is None:
+        return {}
+    mean = found.gates.mean(0)
+    order = np.argsort(-np.abs(mean - mean.mean()))[:top]
+    rows = [[int(d), *(float(x) for x in found.gates[:, d]), bool(mean[d] > mean.mean())] for d in order]
+    columns = ["feature", "first", "second", "raised"]
+    return {"features": Table(columns=columns, rows=rows, title="FA: the gates farthest from their mean")}

@@ -1,0 +1,392 @@
+"""The recipe: Adam, plateau schedule, early stop on the validation score; and the trained matcher with its folder."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+
+from polyloom.core.errors import UserError, closest
+from polyloom.core.files import read_json, replace_atomically, sha256_file, write_json
+from polyloom.core.seeding import derive_seed, numpy_generator
+from polyloom.methods.match.data import Pair, Pairs, Task, check_classes
+from polyloom.methods.match.method import Dropout
+from polyloom.methods.match.models import ALIGNED, Matcher, Shape
+from polyloom.methods.match.tokens import AnyVocabulary, build_vocabulary, load_vocabulary
+from polyloom.methods.match.vectors import Initial
+from polyloom.metrics.statistics import spearman
+
+Loss = Literal["softmax", "regression", "cosine", "cosent", "contrastive"]
+Floats = NDArray[np.float64]
+POSITIVE = ("1", "same", "entailment", "entails", "duplicate", "true", "yes")
+COSENT_SCALE, CONTRASTIVE_SCALE = 20.0, 20.0
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a matcher is built and trained. The sizes are the small default, for a minute on one thread."""
+
+    base: str = "bag"
+    block: str = "none"
+    loss: Loss | None = None
+    width: int = 128
+    hidden: int = 48
+    max_length: int = 64
+    epochs: int = 8
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    dropout: float = 0.3
+    patience: int = 5
+    symmetric: bool = False
+    num_branches: int = 3
+    floor: int = 60
+    encoder: str = ""
+    freeze: bool = False
+
+
+@dataclass
+class Trained:
+    """A matcher with all that is needed to use it."""
+
+    model: Matcher
+    vocabulary: AnyVocabulary
+    task: Task
+    classes: list[str]
+    scale: tuple[float, float] = (0.0, 1.0)
+    loss: Loss = "softmax"
+    curve: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def number(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the numbered words of texts."""
+        return [self.vocabulary.encode(text, self.model.shape.max_length) for text in texts]
+
+    @torch.inference_mode()
+    def outputs(self, pairs: Sequence[Pair], batch_size: int = 128) -> Floats:
+        """Return what the model says of pairs: logits [pairs, classes], or a number each [pairs, 1]."""
+        self.model.eval()
+        ids = self.number([text for pair in pairs for text in (pair.first, pair.second)])
+        first, second = ids[::2], ids[1::2]
+        order = sorted(range(len(pairs)), key=lambda i: len(first[i]) + len(second[i]))
+        results: list[Floats | None] = [None] * len(pairs)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            output = self.model(stack([first[i] for i in rows] + [second[i] for i in rows]))
+            for i, value in zip(rows, output.reshape(len(rows), -1).double().numpy(), strict=True):
+                results[i] = value
+        return np.asarray(results)
+
+    def predict(self, pairs: Sequence[Pair]) -> Floats:
+        """Return class probabilities [pairs, classes] or scores [pairs] on the data's scale.
+
+        A matcher that was trained to compare vectors gives the cosine, in [-1, 1].
+        """
+        outputs = self.outputs(pairs)
+        if self.loss == "softmax":
+            powers = np.exp(outputs - outputs.max(1, keepdims=True))
+            return np.asarray(powers / powers.sum(1, keepdims=True))
+        if self.loss == "regression":
+            low, high = self.scale
+            return np.asarray(low + (high - low) / (1 + np.exp(-outputs[:, 0])))
+        return outputs[:, 0]
+
+    @torch.inference_mode()
+    def vectors(self, texts: Sequence[str], batch_size: int = 256) -> NDArray[np.float32]:
+        """Return the vectors [texts, vector_size] of texts, of length 1."""
+        self.model.eval()
+        ids = self.number(texts)
+        order = sorted(range(len(texts)), key=lambda i: len(ids[i]))
+        result = np.zeros((len(texts), self.model.vector_size), dtype=np.float32)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            result[rows] = functional.normalize(self.model.vectors(stack([ids[i] for i in rows]))).numpy()
+        return result
+
+
+def stack(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Pad numbered texts on the right with 0 into one matrix."""
+    lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+    padded = np.zeros((len(rows), int(lengths.max())), dtype=np.int64)
+    padded[np.arange(padded.shape[1])[None] < lengths[:, None]] = np.fromiter(chain.from_iterable(rows), dtype=np.int64)
+    return torch.from_numpy(padded)
+
+
+def is_positive(label: str) -> bool:
+    """Say whether a class name means that the texts match."""
+    return label.lower() in POSITIVE
+
+
+def default_loss(task: Task, base: str) -> Loss:
+    """Return the loss that fits a task: softmax over classes, CoSENT of vectors, regression where there are none."""
+    if task == "classes":
+        return "softmax"
+    return "regression" if base in ALIGNED else "cosent"
+
+
+def cosent(cosine: Tensor, target: Tensor) -> Tensor:
+    """Return log(1 + sum over pairs i, j with target_i > target_j of exp(s (cos_j - cos_i)))."""
+    differences = COSENT_SCALE * (cosine[None, :] - cosine[:, None])
+    wrong = differences[target[:, None] > target[None, :]]
+    return torch.logsumexp(torch.cat([wrong.new_zeros(1), wrong]), 0)
+
+
+def contrastive(model: Matcher, ids: Tensor, target: Tensor) -> Tensor:
+    """Return the in-batch softmax loss: each first text finds its own second one among those of the whole batch.
+
+    Pairs that do not match take no row, but their second texts stay as hard negatives; the texts of all pairs with the
+    same second text count as right.
+    """
+    first, second = ids.chunk(2)
+    u, v = functional.normalize(model.vectors(ids)).chunk(2)
+    scores = CONTRASTIVE_SCALE * u @ v.T
+    width = max(first.shape[1], second.shape[1])
+    key = functional.pad(second, (0, width - second.shape[1]))
+    same = (key[:, None] == key[None]).all(2)
+    own = torch.eye(len(u), dtype=torch.bool)
+    scores = scores.masked_fill(same & ~own, -torch.inf)
+    rows = target > 0.5
+    if not rows.any():
+        return 0 * scores[own].sum()
+    return functional.cross_entropy(scores[rows], torch.arange(len(u))[rows])
+
+
+def loss_of(model: Matcher, loss: Loss, ids: Tensor, target: Tensor) -> Tensor:
+    """Return the loss of a batch of stacked pairs; `target` holds class numbers or scores in [0, 1]."""
+    if loss == "contrastive":
+        return contrastive(model, ids, target)
+    output = model(ids)
+    if loss == "softmax":
+        return functional.cross_entropy(output, target.long())
+    if loss == "regression":
+        return functional.binary_cross_entropy_with_logits(output[:, 0], target)
+    return cosent(output, target) if loss == "cosent" else functional.mse_loss(output, target)
+
+
+def targets(pairs: Pairs, classes: Sequence[str], loss: Loss) -> Tensor:
+    """Return the training targets.
+
+    Raises:
+        UserError: a class that training did not have (file and line are named).
+    """
+    if pairs.task == "scores":
+        low, high = pairs.scale
+        return torch.tensor([(float(pair.label) - low) / (high - low) for pair in pairs.items])
+    unknown = next((pair for pair in pairs.items if pair.label not in classes), None)
+    if unknown is not None:
+        what = f"the label {unknown.label!r} is none of the training set's."
+        raise UserError(what, where=unknown.where, hint=closest(unknown.label, classes))
+    if loss == "softmax":
+        return torch.tensor([float(classes.index(pair.label)) for pair in pairs.items])
+    return torch.tensor([float(is_positive(pair.label)) for pair in pairs.items])
+
+
+def main_score(trained: Trained, pairs: Pairs, predicted: Floats | None = None) -> float:
+    """Return accuracy for classes, Spearman's correlation for scores: what early stopping looks at."""
+    predicted = trained.predict(pairs.items) if predicted is None else predicted
+    if trained.loss == "softmax":
+        wanted = np.asarray([trained.classes.index(pair.label) for pair in pairs.items])
+        return float((predicted.argmax(1) == wanted).mean())
+    wanted = targets(pairs, trained.classes, trained.loss).numpy()
+    value = spearman(predicted, wanted)[0] if len(predicted) > 2 else 0.0
+    return 0.0 if np.isnan(value) else value
+
+
+def build(train: Pairs, recipe: Recipe, seed: int, initial: Initial | None = None) -> Trained:
+    """Make a matcher with fresh weights for a training set.
+
+    Args:
+        train: the training pairs; their words become the vocabulary.
+        recipe: sizes and loss.
+        seed: of the weights.
+        initial: first vectors, with their own vocabulary where they have one.
+
+    Raises:
+        UserError: one class alone, or a loss that does not fit the task or base.
+    """
+    loss = recipe.loss or default_loss(train.task, recipe.base)
+    if train.task == "classes":
+        check_classes(train)
+    if (loss == "softmax") != (train.task == "classes") and loss in ("softmax", "regression"):
+        raise UserError(f"the loss {loss!r} does not fit labels that are {train.task}.", where="--loss")
+    if loss in ("cosine", "cosent", "contrastive") and recipe.base in ALIGNED:
+        raise UserError(f"the loss {loss!r} needs a vector of each text.", where="--loss", hint="Use another --base.")
+    classes = train.classes() if train.task == "classes" else []
+    if loss in ("cosine", "cosent", "contrastive") and classes and not any(is_positive(name) for name in classes):
+        hint = f"Name the matching one: {', '.join(POSITIVE)}."
+        raise UserError(f"none of the classes {', '.join(classes)} says that texts match.", where="--loss", hint=hint)
+    vocabulary = initial.vocabulary if initial and initial.vocabulary else build_vocabulary(train.texts())
+    width = initial.width if initial else recipe.width
+    num_outputs = {"softmax": len(classes), "regression": 1}.get(loss, 0)
+    shape = Shape(
+        base=recipe.base,
+        block=recipe.block,
+        vocab_size=len(vocabulary),
+        width=width,
+        hidden=recipe.hidden,
+        num_outputs=num_outputs,
+        max_length=recipe.max_length,
+        dropout=recipe.dropout,
+        symmetric=recipe.symmetric,
+        num_branches=recipe.num_branches,
+        floor=recipe.floor,
+        encoder=recipe.encoder,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "weights"))
+        model = Matcher(shape)
+    if initial is not None and initial.rows is not None:
+        initial.put_into(model, vocabulary)
+    return Trained(model, vocabulary, train.task, classes, train.scale, loss)
+
+
+def batches(lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -> list[list[int]]:
+    """Cut a shuffled order into batches of pairs of about equal length; a single pair joins the batch before it."""
+    order = rng.permutation(len(lengths))
+    pool = batch_size * 16
+    cut = []
+    for start in range(0, len(order), pool):
+        part = sorted(order[start : start + pool].tolist(), key=lambda i: lengths[i])
+        cut += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+    if len(cut) > 1 and len(cut[-1]) == 1:
+        cut[-2] += cut.pop()
+    rng.shuffle(cut)
+    return cut
+
+
+def fit(
+    train: Pairs,
+    valid: Pairs,
+    recipe: Recipe,
+    seed: int,
+    *,
+    initial: Initial | None = None,
+    after_epoch: Callable[[int, float], None] | None = None,
+    after_step: Callable[[Trained, int], None] | None = None,
+) -> Trained:
+    """Train a matcher and keep the weights of its best epoch on the validation pairs.
+
+    Args:
+        train: training pairs.
+        valid: pairs that choose the epoch and the learning rate's cuts.
+        recipe: sizes, loss and schedule.
+        seed: of weights, order and dropout.
+        initial: first vectors.
+        after_epoch: called with the epoch and its validation score.
+        after_step: called after each step, with gradients still in place.
+
+    Raises:
+        UserError: as `build`; no validation pairs.
+    """
+    started = time.process_time()
+    trained = build(train, recipe, seed, initial)
+    if not valid.items:
+        raise UserError("there are no validation pairs.", hint="Give more data, or a file with --valid.")
+    model, loss = trained.model, trained.loss
+    target = targets(train, trained.classes, loss)
+    ids = trained.number(train.texts())
+    lengths = [max(len(a), len(b)) for a, b in zip(ids[::2], ids[1::2], strict=True)]
+    padded = stack(ids).view(len(lengths), 2, -1)
+    if recipe.freeze:
+        model.embedding.requires_grad_(False)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise UserError("nothing is left to train.", where="--freeze", hint="Add a block, or a loss with a head.")
+    optimiser = torch.optim.Adam(parameters, lr=recipe.learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, "max", factor=0.5, patience=0)
+    best, kept, waited = -np.inf, copy.deepcopy(model.state_dict()), 0
+    rng = numpy_generator(seed, "order")
+    for number, module in enumerate(model.modules()):
+        if isinstance(module, Dropout):
+            module.rng = numpy_generator(seed, "dropout", number)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "dropout"))
+        step = 0
+        for epoch in range(recipe.epochs):
+            model.train()
+            total = 0.0
+            for rows in batches(lengths, recipe.batch_size, rng):
+                optimiser.zero_grad()
+                batch = padded[rows, :, : max(lengths[i] for i in rows)]
+                value = loss_of(model, loss, batch.transpose(0, 1).flatten(0, 1), target[rows])
+                value.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(parameters, 10.0)
+                optimiser.step()
+                total += value.item() * len(rows)
+                step += 1
+                if after_step:
+                    after_step(trained, step)
+            score = main_score(trained, valid)
+            schedule.step(score)
+            trained.curve.append({"epoch": epoch + 1, "loss": total / len(lengths), "valid": score})
+            if after_epoch:
+                after_epoch(epoch + 1, score)
+            waited = 0 if score > best else waited + 1
+            if score > best:
+                best, kept = score, copy.deepcopy(model.state_dict())
+            if waited >= recipe.patience:
+                break
+    model.load_state_dict(kept)
+    model.eval()
+    trained.seconds = time.process_time() - started
+    return trained
+
+
+def save(trained: Trained, folder: Path) -> None:
+    """Write a matcher: weights as safetensors, shape and vocabulary as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
+    with replace_atomically(folder / "matcher.safetensors") as temporary:
+        save_file(state, str(temporary))
+    write_json(folder / "vocabulary.json", trained.vocabulary.to_json())
+    write_json(
+        folder / "matcher.json",
+        {
+            "format": FORMAT_VERSION,
+            "shape": trained.model.shape.to_json(),
+            "task": trained.task,
+            "classes": trained.classes,
+            "scale": list(trained.scale),
+            "loss": trained.loss,
+        },
+    )
+
+
+def load(folder: Path) -> Trained:
+    """Read a matcher back.
+
+    Raises:
+        UserError: no matcher there, one of a newer format, or weights that do not fit its shape.
+    """
+    if not (folder / "matcher.json").is_file():
+        hint = "Train one with: polyloom match train --output DIR"
+        raise UserError("holds no matcher (matcher.json).", where=str(folder), hint=hint)
+    value: dict[str, Any] = read_json(folder / "matcher.json")
+    if value.get("format") != FORMAT_VERSION:
+        what = f"has format {value.get('format')}; this Polyloom reads {FORMAT_VERSION}."
+        raise UserError(what, where=str(folder / "matcher.json"))
+    model = Matcher(Shape(**value["shape"]))
+    try:
+        model.load_state_dict(load_file(str(folder / "matcher.safetensors")))
+    except (RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"its weights do not fit: {reason}", where=str(folder)) from error
+    vocabulary = load_vocabulary(read_json(folder / "vocabulary.json"))
+    scale = (float(value["scale"][0]), float(value["scale"][1]))
+    return Trained(model.eval(), vocabulary, value["task"], value["classes"], scale, value["loss"])
+
+
+def fingerprint(folder: Path) -> str:
+    """Return what tells one trained matcher from another."""
+    return sha256_file(folder / "matcher.safetensors")

@@ -1,0 +1,209 @@
+"""First vectors of words: text files (GloVe, word2vec, fastText), a local model's embedding matrix, or a static table
+distilled from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from polyloom.core.errors import UserError
+from polyloom.core.files import read_bytes, read_text
+from polyloom.methods.match.tokens import NUM_SPECIALS, AnyVocabulary, Subwords, build_vocabulary
+
+if TYPE_CHECKING:
+    from polyloom.methods.match.models import Matcher
+
+Floats = NDArray[np.float32]
+SIF = 1e-4
+
+
+@dataclass(frozen=True)
+class Initial:
+    """First vectors: rows by word number, their vocabulary where it is not the training set's, and what was found."""
+
+    width: int
+    rows: Floats | None
+    vocabulary: AnyVocabulary | None
+    note: str = ""
+
+    def put_into(self, model: Matcher, vocabulary: AnyVocabulary) -> None:
+        """Write the rows into a matcher's embedding; rows of 0 (words that the file lacks) keep their random ones."""
+        assert self.rows is not None
+        assert len(self.rows) == len(vocabulary)
+        found = np.flatnonzero(np.abs(self.rows).sum(1))
+        with torch.no_grad():
+            rows: torch.Tensor = model.embedding.weight  # type: ignore[assignment]
+            rows[torch.from_numpy(found)] = torch.from_numpy(self.rows[found])
+
+
+@dataclass(frozen=True)
+class VectorFile:
+    """A text file of vectors: the wanted words' rows, and what was odd about the file."""
+
+    rows: dict[str, Floats]
+    width: int
+    num_lines: int
+    num_blanks: int
+    num_duplicates: int
+
+
+def read_vectors(path: Path, wanted: set[str]) -> VectorFile:
+    """Read the vectors of `wanted` words from a GloVe, word2vec or fastText text file.
+
+    A first line "N D" is a header; words may hold blanks (GloVe 840B has some): the last D cells are the vector. Of a
+    word that stands twice the first row counts.
+
+    Args:
+        path: the file.
+        wanted: words to keep.
+
+    Raises:
+        UserError: a row of another width, or a cell that is no number (file and line are named).
+    """
+    lines = read_bytes(path).decode("utf-8", "replace").splitlines()
+    header = len(lines[0].split()) == 2 if lines else False
+    body = lines[1:] if header else lines
+    if not body:
+        raise UserError("holds no vectors.", where=str(path))
+    width = int(lines[0].split()[1]) if header else min(len(line.split()) - 1 for line in body[:20])
+    rows: dict[str, Floats] = {}
+    seen: set[str] = set()
+    blanks = duplicates = 0
+    for number, line in enumerate(body, start=2 if header else 1):
+        cells = line.rstrip().split(" ") if "\t" not in line else line.rstrip().split("\t")
+        if len(cells) < width + 1 or (len(cells) > width + 1 and _is_float(cells[-width - 1])):
+            what = f"has {len(cells) - 1} numbers where the rows before have {width}."
+            raise UserError(what, where=f"{path}:{number}", hint="All vectors of a file have one width.")
+        word = " ".join(cells[:-width])
+        blanks += " " in word
+        duplicates += word in seen
+        if word in seen:
+            continue
+        seen.add(word)
+        if word in wanted:
+            try:
+                rows[word] = np.asarray(cells[-width:], dtype=np.float32)
+            except ValueError as error:
+                raise UserError(f"holds a cell that is no number: {error}.", where=f"{path}:{number}") from error
+    return VectorFile(rows, width, len(body), blanks, duplicates)
+
+
+def _is_float(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def from_file(path: Path, texts: Sequence[str]) -> Initial:
+    """Take the training words' vectors from a text file, scaled to the spread that random ones have.
+
+    Raises:
+        UserError: as `read_vectors`; none of the training words is in the file.
+    """
+    vocabulary = build_vocabulary(texts)
+    found = read_vectors(path, set(vocabulary.known))
+    if not found.rows:
+        raise UserError("holds none of the training words.", where=str(path), hint="Is it of the same language?")
+    rows = np.zeros((len(vocabulary), found.width), dtype=np.float32)
+    for word, row in found.rows.items():
+        rows[vocabulary.number(word)] = row
+    rows *= 0.3 / max(float(rows[np.abs(rows).sum(1) > 0].std()), 1e-12)
+    note = (
+        f"{len(found.rows)} of {len(vocabulary.known)} training words have a vector in the file; of its "
+        f"{found.num_lines} rows {found.num_blanks} are of words with blanks and {found.num_duplicates} of words that "
+        "stand twice."
+    )
+    return Initial(found.width, rows, vocabulary, note)
+
+
+def tokenizer_of(folder: Path) -> str:
+    """Return the content of a folder's tokenizer.json."""
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError("holds no tokenizer.json.", where=str(folder), hint="Save a fast tokenizer into the folder.")
+    return read_text(folder / "tokenizer.json")
+
+
+def from_model(folder: Path) -> Initial:
+    """Take a local model's input embedding matrix and tokenizer."""
+    from polyloom.models.load import load_model
+
+    model = load_model(folder, "encoder")
+    matrix: torch.Tensor = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
+    return _of_table(matrix.float().numpy(), Subwords(tokenizer_of(folder)))
+
+
+def _of_table(matrix: Floats, vocabulary: Subwords) -> Initial:
+    rows = np.zeros((len(vocabulary), matrix.shape[1]), dtype=np.float32)
+    count = min(len(matrix), len(rows) - NUM_SPECIALS)
+    rows[NUM_SPECIALS : NUM_SPECIALS + count] = matrix[:count]
+    rows *= 0.3 / max(float(rows.std()), 1e-12)
+    return Initial(matrix.shape[1], rows, vocabulary, f"{count} token vectors of width {matrix.shape[1]} were taken.")
+
+
+def sif_weights(counts: Floats, a: float = SIF) -> Floats:
+    """Return a / (a + p) for tokens seen `counts` times, p their share of all."""
+    p = counts / max(float(counts.sum()), 1.0)
+    return np.asarray(a / (a + p), dtype=np.float32)
+
+
+def distil(folder: Path, texts: Sequence[str], width: int = 256) -> Initial:
+    """Make a static table from a local encoder: forward every token alone, PCA, weights by frequency.
+
+    Args:
+        folder: a Hugging Face encoder with a tokenizer.json.
+        texts: where token frequencies are counted.
+        width: of the table, at most the encoder's.
+
+    Source: the recipe of model2vec; weights of Arora et al. (2017).
+    """
+    from polyloom.models.load import embedding_rows, load_model
+
+    model = load_model(folder, "encoder")
+    vocabulary = Subwords(tokenizer_of(folder))
+    num_tokens = min(len(vocabulary) - NUM_SPECIALS, embedding_rows(model))
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, num_tokens, 512):
+            ids = torch.arange(start, min(start + 512, num_tokens))[:, None]
+            parts.append(model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0])
+    table = torch.cat(parts).float().numpy()
+    centred = table - table.mean(0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    reduced = centred @ axes[: min(width, axes.shape[0])].T
+    counts = Counter(i for text in texts for i in vocabulary.encode(text, 512))
+    seen = np.asarray([counts[NUM_SPECIALS + i] for i in range(num_tokens)], dtype=np.float32)
+    return _of_table(np.asarray(reduced * sif_weights(seen)[:, None], dtype=np.float32), vocabulary)
+
+
+def make_initial(source: str, kind: str, texts: Sequence[str]) -> Initial:
+    """Read first vectors from a file or folder.
+
+    Args:
+        source: a text file of vectors, or a Hugging Face folder.
+        kind: for a folder: `matrix` takes its embedding matrix, `static` distils a table.
+        texts: the training texts.
+
+    Raises:
+        UserError: nothing there, or as the readers say.
+    """
+    path = Path(source)
+    if path.is_file():
+        return from_file(path, texts)
+    if not path.is_dir():
+        raise UserError("there is no such file or folder.", where=source, hint="Check the path of --vectors.")
+    return distil(path, texts) if kind == "static" else from_model(path)
+
+
+def static_baseline(vectors: Floats, ids: Sequence[Sequence[int]]) -> Floats:
+    """Return the plain static vectors: each text the mean of its tokens' rows, of length 1."""
+    result = np.stack([vectors[list(row)].mean(0) for row in ids])
+    return np.asarray(result / np.maximum(np.linalg.norm(result, axis=1, keepdims=True), 1e-12), dtype=np.float32)
