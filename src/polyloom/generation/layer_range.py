@@ -22,6 +22,7 @@ from polyloom.models.exits import ExitParts, exit_parts, hidden_state, replaced_
 
 CHECK_TOKENS = 6
 TOLERANCE = 1e-4
+EMPTY = torch.empty(0)
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Place:
     tokens: Tensor
     start: int
     rows: Tensor | None
-    cos: Tensor | None = None
+    turn: Tensor = EMPTY
     mask: Tensor | None = None
 
 
@@ -171,8 +172,8 @@ class FusedRange:
             layer = steps.layers[i]
             inner = functional.rms_norm(x, dims, layer.norm, epsilon)
             mixed = functional.linear(inner, self.qkv[i], self.qkv_bias[i]).view(rows, width, -1, head_dim)
-            pairs = torch.view_as_complex(mixed[:, :, :turned].unflatten(-1, (-1, 2)))
-            spun = torch.view_as_real(pairs * place.cos).flatten(-2)
+            pairs = torch.view_as_complex(mixed[:, :, :turned].reshape(rows, width, turned, -1, 2))
+            spun = torch.view_as_real(pairs * place.turn).flatten(-2)
             keys, values = self.keys[i], self.values[i]
             if indexed is None:
                 keys[:, :, start:end] = spun[:, :, heads:].transpose(1, 2)
@@ -209,7 +210,7 @@ class FusedRange:
         self.values = [values[rows] for values in self.values]
 
 
-class _PointedLayer(GrowingLayer):
+class _PointedLayer(GrowingLayer):  # type: ignore[no-untyped-call]
     """A cache layer whose length can be set."""
 
     def seek(self, length: int) -> None:
@@ -242,6 +243,7 @@ class ModelRange:
         self.last_position = int(limit) - 1 if limit else num_positions
         self.takes_positions = "position_ids" in inspect.signature(self.parts.body.forward).parameters
         self.cache = DynamicCache()
+        self.pointed: list[_PointedLayer] = []
         self._range = (0, self.num_layers)
         self._state: Tensor | None = None
         self._taps: list[Tensor] | None = None
@@ -251,7 +253,8 @@ class ModelRange:
         if num_rows != 1:
             raise UserError("this architecture is decoded one prompt at a time.")
         self.cache = DynamicCache()
-        self.cache.layers = [_PointedLayer(num_positions) for _ in range(self.num_layers)]
+        self.pointed = [_PointedLayer(num_positions) for _ in range(self.num_layers)]
+        self.cache.layers = list(self.pointed)
 
     def place(self, tokens: Tensor, start: int | Tensor) -> Place:
         """Say where tokens stand."""
@@ -264,7 +267,7 @@ class ModelRange:
 
     def run(self, x: Tensor, place: Place, first: int, last: int, taps: list[Tensor] | None = None) -> Tensor:
         """Run layers first .. last-1."""
-        for layer in self.cache.layers:
+        for layer in self.pointed:
             layer.seek(place.start)
         width = place.tokens.shape[1]
         positions = torch.arange(place.start, place.start + width, device=x.device).clamp(max=self.last_position)[None]

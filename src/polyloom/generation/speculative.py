@@ -91,6 +91,27 @@ class Generated:
     counts: Counts = field(default_factory=Counts)
 
 
+@dataclass(frozen=True)
+class Round:
+    """What one round did.
+
+    Attributes:
+        plan: what it was told.
+        emitted: its new tokens.
+        num_drafted: tokens drafted.
+        num_accepted: of these, accepted.
+        looked_up: they came from the text itself.
+        states: x_1 .. x_L at the positions that gave `emitted`, [L, emitted, dim], if wanted.
+    """
+
+    plan: Plan
+    emitted: list[int]
+    num_drafted: int
+    num_accepted: int
+    looked_up: bool
+    states: Tensor | None
+
+
 class Controller(Protocol):
     """Chooses each round's plan and is shown what became of it."""
 
@@ -101,8 +122,8 @@ class Controller(Protocol):
     def wants_states(self) -> bool:
         """Whether the next round should keep the states of every exit."""
 
-    def observe(self, plan: Plan, emitted: Sequence[int], states: Tensor | None, ended: bool) -> None:
-        """Take a round's new tokens and, if wanted, the states x_1 .. x_L that led to them [L, emitted, dim]."""
+    def observe(self, done: Round) -> None:
+        """Take what a round did."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +141,7 @@ class Fixed:
         """Never."""
         return False
 
-    def observe(self, plan: Plan, emitted: Sequence[int], states: Tensor | None, ended: bool) -> None:
+    def observe(self, done: Round) -> None:
         """Do nothing."""
 
 
@@ -224,7 +245,7 @@ def check_request(prompt: Sequence[int], settings: Decoding, vocab_size: int, nu
         raise UserError(f"the prompt holds a token outside 0..{vocab_size - 1}.", hint="Check the tokenizer.")
     if len(prompt) + settings.max_new_tokens - 1 > num_positions:
         raise UserError(
-            f"{len(prompt)} tokens and {settings.max_new_tokens} new ones exceed the model's {num_positions} positions.",
+            f"{len(prompt)} tokens and {settings.max_new_tokens} new ones exceed the {num_positions} positions.",
             hint="Shorten the prompt or lower --max-new-tokens.",
         )
 
@@ -272,18 +293,15 @@ def speculate(
     while num_left > 0 and text[-1] not in ends:
         plan = controller.plan()
         with torch.inference_mode():
-            emitted, num_drafted, num_accepted, states = _round(
-                runner, text, plan, num_left, ends, judge, lookup, controller.wants_states
-            )
-        emitted = cut_at_end(emitted, ends)
+            done = _round(runner, text, plan, num_left, ends, judge, lookup, controller.wants_states)
         counts.rounds += 1
-        counts.drafted += num_drafted
-        counts.accepted += min(num_accepted, len(emitted))
-        counts.emitted += len(emitted)
-        num_left -= len(emitted)
-        text += emitted
-        controller.observe(plan, emitted, states, num_left == 0 or emitted[-1] in ends)
-        yield emitted
+        counts.drafted += done.num_drafted
+        counts.accepted += done.num_accepted
+        counts.emitted += len(done.emitted)
+        num_left -= len(done.emitted)
+        text += done.emitted
+        controller.observe(done)
+        yield done.emitted
 
 
 def cut_at_end(tokens: list[int], ends: frozenset[int]) -> list[int]:
@@ -323,8 +341,8 @@ def _round(
     judge: Judge,
     lookup: Lookup,
     wants_states: bool,
-) -> tuple[list[int], int, int, Tensor | None]:
-    """Do one round: return its tokens, drafted and accepted counts, and the states of all exits if wanted."""
+) -> Round:
+    """Do one round; the tokens are cut behind one that ends the text."""
     position, last = len(text) - 1, runner.num_layers
     drafts: list[int] = []
     qs: list[Tensor | None] = []
@@ -342,8 +360,9 @@ def _round(
             taps += early_taps
         x = runner.run(early, place, plan.exit_layer, last, taps)
     emitted, accepted = judge.verify(runner.logits(x)[0], drafts, qs, text)
+    emitted = cut_at_end(emitted, ends)
     states = None if taps is None else torch.cat(taps)[:, : len(emitted)]
-    return emitted, len(drafts), accepted, states
+    return Round(plan, emitted, len(drafts), min(accepted, len(emitted)), bool(found), states)
 
 
 def _draft(
@@ -358,7 +377,8 @@ def _draft(
     """Draft tokens at the exit; return them, their distributions, the exit's states and all earlier ones."""
     exit_layer, wanted = plan.exit_layer, min(plan.draft_tokens, num_wanted)
     position = len(text) - 1
-    token, drafts = text[-1], []
+    token = text[-1]
+    drafts: list[int] = []
     qs: list[Tensor | None] = []
     states: list[Tensor] = []
     all_taps: list[list[Tensor]] = []

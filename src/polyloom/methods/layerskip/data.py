@@ -175,7 +175,7 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     Raises:
         UserError: empty text, for a tokenizer without a beginning-of-text token.
     """
-    begin = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]  # type: ignore[call-overload]
+    begin = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
     tokens = begin + encode(tokenizer, text)
     if not tokens:
         raise UserError("the prompt is empty.", hint="Give text: this tokenizer has no beginning-of-text token.")
@@ -195,7 +195,7 @@ def tokenize(
     tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example], max_tokens: int | None = None
 ) -> list[Tokens]:
     """Turn examples into tokens; those longer than `max_tokens` are left out."""
-    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]  # type: ignore[call-overload]
+    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     made = []
     for example in examples:
         response = encode(tokenizer, example.response) + end if example.response else []
@@ -244,7 +244,9 @@ def example_batches(examples: Sequence[Tokens], batch_size: int, seed: int) -> B
     return batch_at
 
 
-def by_group(examples: Sequence[Tokens], key: Callable[[Tokens], str] = lambda one: one.group) -> dict[str, list[Tokens]]:
+def by_group(
+    examples: Sequence[Tokens], key: Callable[[Tokens], str] = lambda one: one.group
+) -> dict[str, list[Tokens]]:
     """Group examples, groups in the order of their names."""
     groups: dict[str, list[Tokens]] = {}
     for one in examples:

@@ -208,7 +208,9 @@ def tokens_per_round(agreement: float, draft_tokens: int) -> float:
     return float((1 - agreement ** (draft_tokens + 1)) / (1 - agreement))
 
 
-def round_cost(exit_layer: int, draft_tokens: int, num_layers: int, layer: Sequence[float], head: Sequence[float]) -> float:
+def round_cost(
+    exit_layer: int, draft_tokens: int, num_layers: int, layer: Sequence[float], head: Sequence[float]
+) -> float:
     """Return a round's seconds: (gamma+1) E c_1 + gamma n_1 + (L-E) c_{gamma+1} + n_{gamma+1}.
 
     Args:
@@ -246,8 +248,8 @@ def replay_rounds(lengths: Sequence[int], draft_tokens: int) -> int:
     plain decoding fix every round. The draft never reaches beyond the text: budget and end token clip it.
 
     Args:
-        lengths: `run_lengths` of the exit's bits; bit i says that the exit, standing at token i, gives token i+1. A text
-            of n tokens after its first one has n of them.
+        lengths: `run_lengths` of the exit's bits; bit i says that the exit, standing at token i, gives token i+1. A
+            text of n tokens after its first one has n of them.
         draft_tokens: gamma.
 
     Returns:

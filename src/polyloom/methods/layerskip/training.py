@@ -167,7 +167,7 @@ def select_rows(value: Any, rows: Tensor, num_rows: int) -> Any:
 def build_llama(num_layers: int, width: int, feed_forward: int, vocab_size: int, seed: int) -> PreTrainedModel:
     """Build an untrained Llama of the tiny models' kind (heads of 32) at any depth."""
     with torch.random.fork_rng(devices=[]):
-        model = LlamaForCausalLM(
+        model: PreTrainedModel = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=vocab_size,
                 hidden_size=width,
@@ -187,7 +187,8 @@ def build_llama(num_layers: int, width: int, feed_forward: int, vocab_size: int,
             if parameter.dim() > 1:
                 std = EMBEDDING_STD if "embed" in name else MATRIX_STD
                 parameter.normal_(std=std, generator=torch_generator(seed, "weights", name))
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def add_lora(model: PreTrainedModel, rank: int, num_layers: int) -> Callable[[], PreTrainedModel]:
@@ -225,8 +226,9 @@ def add_lora(model: PreTrainedModel, rank: int, num_layers: int) -> Callable[[],
     def merge() -> PreTrainedModel:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
-        merged: PreTrainedModel = adapted.merge_and_unload()
-        return merged
+        merged: Any = adapted.merge_and_unload()
+        result: PreTrainedModel = merged
+        return result
 
     return merge
 
