@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
 
 from polyloom.cli import main
 from polyloom.core.config import Config
@@ -16,6 +17,9 @@ from polyloom.core.registry import Verb
 from polyloom.runs.folder import Run, create_run
 
 ROOT = Path(__file__).parents[1]
+# Shapes and types are checked at run time in the rooms' mathematics; simulations would be slow under it.
+METHODS = [f"polyloom.methods.{path.parent.name}.method" for path in ROOT.glob("src/polyloom/methods/*/method.py")]
+install_import_hook(METHODS, "beartype.beartype")
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

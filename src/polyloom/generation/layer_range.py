@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class Place:
     mask: Tensor | None = None
 
 
+@runtime_checkable
 class LayerRange(Protocol):
     """A model as a range of layers."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -112,6 +112,7 @@ class Round:
     states: Tensor | None
 
 
+@runtime_checkable
 class Controller(Protocol):
     """Chooses each round's plan and is shown what became of it."""
 

@@ -262,7 +262,7 @@ def _verdicts(scalars: dict[str, Scalar], decoded: dict[str, Any]) -> list[str]:
         )
     return [
         first,
-        f"At half depth perplexity is {scalars['half_depth_ratio_both'].value:.2f} times the full depth's with LayerSkip, "
-        f"and {scalars['half_depth_ratio_baseline'].value:.2f} times without, after equal steps.",
+        f"At half depth perplexity is {scalars['half_depth_ratio_both'].value:.2f} times the last layer's, "
+        f"and without LayerSkip {scalars['half_depth_ratio_baseline'].value:.2f} times, after equal steps.",
         f"The last layer's perplexity is {scalars['last_layer_ratio'].value:.2f} times that without LayerSkip.",
     ]

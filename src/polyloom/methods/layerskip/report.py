@@ -6,8 +6,8 @@ from polyloom.core.result import Result
 from polyloom.reports.figures import Figure, default_figures, heat_figure, series_figure, series_groups
 
 CAPTIONS = {
-    "perplexity by exit": "Perplexity of the answers when the model is left after each layer; the last exit is the whole.",
-    "agreement by exit": "Share of tokens at which each exit gives what the last layer gives: drafts are accepted by it.",
+    "perplexity by exit": "Perplexity of the answers when the model is left after each layer.",
+    "agreement by exit": "Share of tokens at which each exit gives what the last layer gives.",
 }
 HEAT_CAPTION = (
     "Speed over plain decoding that one plain decoding predicts for every exit (rows) and draft length (columns), from "
