@@ -1,0 +1,165 @@
+"""Our loops beside transformers' on the same prompts: what is timed and compared, and energy where it is counted."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from polyloom.generation.layer_range import LayerRange
+from polyloom.generation.sampling import Decoding
+from polyloom.generation.speculative import PLAIN, Plan, plain_tokens, speculate
+from polyloom.methods.layerskip.adaptive import Adaptive
+from polyloom.methods.layerskip.calibration import Costs, decode_all
+from polyloom.methods.layerskip.embedded import quiet_generate
+
+POWERCAP = Path("/sys/class/powercap")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is decoded: prompts, budget and end tokens."""
+
+    prompts: Sequence[list[int]]
+    budget: int
+    ends: frozenset[int]
+
+
+def ours(runner: LayerRange, work: Workload, plan: Plan) -> Callable[[], list[list[int]]]:
+    """Return the work of decoding all prompts with a plan."""
+    return lambda: decode_all(runner, work.prompts, work.budget, plan, work.ends)[0]
+
+
+def ours_plain(runner: LayerRange, work: Workload) -> Callable[[], list[list[int]]]:
+    """Return the work of decoding all prompts plainly, in the shortest loop."""
+    return lambda: [list(plain_tokens(runner, prompt, work.budget, work.ends)) for prompt in work.prompts]
+
+
+def ours_adaptive(
+    runner: LayerRange, work: Workload, costs: Costs, start: Plan = PLAIN
+) -> Callable[[], list[list[int]]]:
+    """Return the work of decoding all prompts with one adaptive controller, which learns from one to the next."""
+
+    def decode() -> list[list[int]]:
+        controller = Adaptive(runner, costs, start)
+        texts = []
+        for prompt in work.prompts:
+            rounds = speculate(runner, prompt, Decoding(work.budget), controller, ends=work.ends)
+            texts.append([token for tokens in rounds for token in tokens])
+        return texts
+
+    return decode
+
+
+def theirs(model: PreTrainedModel, work: Workload, **options: Any) -> Callable[[], list[list[int]]]:
+    """Return the work of transformers' `generate`, greedy, one prompt at a time."""
+    generate: Callable[..., torch.Tensor] = model.generate  # type: ignore[assignment]
+
+    def decode() -> list[list[int]]:
+        texts = []
+        with quiet_generate(), warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")
+            for prompt in work.prompts:
+                tokens = torch.tensor([prompt])
+                output = generate(
+                    tokens,
+                    attention_mask=torch.ones_like(tokens),
+                    do_sample=False,
+                    max_new_tokens=work.budget,
+                    pad_token_id=0,
+                    eos_token_id=sorted(work.ends) or None,
+                    **options,
+                )
+                texts.append([int(token) for token in output[0, len(prompt) :]])
+        return texts
+
+    return decode
+
+
+def slices_layers(model: PreTrainedModel) -> bool:
+    """Say whether transformers' early exit works on a model: exits 1 and L-1 give the same greedy text."""
+    work = Workload([[1, 2, 3]], 4, frozenset())
+    try:
+        exact = theirs(model, work)()
+        return theirs(model, work, assistant_early_exit=1)() == exact
+    except (IndexError, ValueError, TypeError, AttributeError, RuntimeError):
+        return False
+
+
+@contextmanager
+def joules():  # type: ignore[no-untyped-def]
+    """Yield a function to the joules that the machine's RAPL counters have counted since; None without them."""
+    counters = [path / "energy_uj" for path in sorted(POWERCAP.glob("intel-rapl:?"))]
+
+    def read() -> int | None:
+        try:
+            return sum(int(path.read_text()) for path in counters) if counters else None
+        except OSError:
+            return None
+
+    start = read()
+
+    def spent() -> float | None:
+        end = read()
+        return None if start is None or end is None or end < start else (end - start) / 1e6
+
+    yield spent
+
+
+def token_costs(model: PreTrainedModel, plan: Plan, num_layers: int, tau: float) -> tuple[float, float]:
+    """Return multiply-adds times two, and bytes of weights read, per token, from the shapes alone.
+
+    Args:
+        model: the model; every matrix of its layers and head is used once per position.
+        plan: the pair; a plain one gives a plain step.
+        num_layers: L.
+        tau: tokens per round.
+    """
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head_size = sum(p.numel() for p in head.parameters())
+    embeddings: Any = model.get_input_embeddings()
+    tied = head.weight.data_ptr() == embeddings.weight.data_ptr()
+    total = sum(p.numel() for p in model.parameters())
+    layer = (total - embeddings.weight.numel() - (0 if tied else head_size)) / num_layers
+    itemsize = next(model.parameters()).element_size()
+    gamma, exit_layer = plan.draft_tokens, plan.exit_layer
+    if not gamma:
+        return 2 * (num_layers * layer + head_size), itemsize * (num_layers * layer + head_size)
+    positions = (gamma + 1) * exit_layer * layer + (gamma + 1) * (num_layers - exit_layer) * layer
+    flops = 2 * (positions + (2 * gamma + 1) * head_size) / tau
+    read = itemsize * ((gamma + 1) * exit_layer * layer + (num_layers - exit_layer) * layer + (gamma + 1) * head_size)
+    return flops, read / tau
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where a text leaves plain decoding's: prompt, position, both tokens, and the gap of the two best logits there."""
+
+    prompt: int
+    exit_layer: int
+    draft_tokens: int
+    position: int
+    plain: int
+    other: int
+    gap: float
+
+
+def first_divergence(plain: Sequence[int], other: Sequence[int]) -> int | None:
+    """Return the first position at which two texts differ; None where they are equal."""
+    for position, (a, b) in enumerate(zip(plain, other, strict=False)):
+        if a != b:
+            return position
+    return None if len(plain) == len(other) else min(len(plain), len(other))
+
+
+def logit_gap(model: PreTrainedModel, prompt: Sequence[int], plain: Sequence[int], position: int, other: int) -> float:
+    """Return how far the other token's logit lies below plain decoding's, by the model's own forward."""
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([[*prompt, *plain[:position]]]), use_cache=False).logits[0, -1]
+    return float(logits.max() - logits[other])

@@ -1,0 +1,262 @@
+"""The verbs `bench` and `verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+from transformers import PreTrainedModel
+
+from polyloom.core.result import Cell, Result, Scalar, Series, Table
+from polyloom.generation.layer_range import open_range
+from polyloom.generation.speculative import PLAIN, Plan
+from polyloom.methods.layerskip.adaptive import describe
+from polyloom.methods.layerskip.bench import (
+    Divergence,
+    Workload,
+    first_divergence,
+    joules,
+    logit_gap,
+    ours,
+    ours_adaptive,
+    ours_plain,
+    slices_layers,
+    theirs,
+    token_costs,
+)
+from polyloom.methods.layerskip.calibration import best_plan, decode_all
+from polyloom.methods.layerskip.config import BenchConfig, VerifyConfig
+from polyloom.methods.layerskip.embedded import (
+    choose_prompts,
+    prepare,
+    random_prompts,
+    shrunk_model,
+)
+from polyloom.methods.layerskip.sampling_test import sampling_p_values
+from polyloom.methods.layerskip.study import calibrate
+from polyloom.methods.layerskip.timing import Ratio, interleaved_seconds, speed_over
+from polyloom.models.device import pin_threads
+from polyloom.runs.folder import Run
+
+Loaded = tuple[PreTrainedModel, Workload, list[str]]
+
+
+def _load(config: BenchConfig | VerifyConfig, run: Run) -> Loaded:
+    if config.model == "shrunk":
+        pin_threads()
+        model = shrunk_model(config.seed)
+        work = Workload(random_prompts(4096, config.num_prompts, 32, config.seed), config.max_new_tokens, frozenset())
+        return model, work, ["Random weights: the figures are of the loops, not of a language model."]
+    prepared = prepare(config, run)
+    prompts = [one.prompt for one in choose_prompts(config, prepared)]
+    return prepared.model, Workload(prompts, config.max_new_tokens, prepared.ends), prepared.limitations
+
+
+def run_bench(config: BenchConfig, run: Run) -> Result:
+    """Time our loops beside transformers' on the same prompts, one thread, CPU seconds, interleaved.
+
+    Args:
+        config: model, prompts, rounds.
+        run: keeps the tiny model, where it is trained.
+
+    Returns:
+        Ratios of the best calibrated pair over plain decoding and over each peer; whether all tokens are equal.
+
+    Raises:
+        UserError: as `open_range`.
+    """
+    model, work, limitations = _load(config, run)
+    runner = open_range(model, max(map(len, work.prompts)) + work.budget + 16)
+    cells, costs, _ = calibrate(runner, work.prompts, work.budget, work.ends)
+    plan, predicted = best_plan(cells)
+    alternatives: dict[str, Callable[[], list[list[int]]]] = {
+        "plain": ours_plain(runner, work),
+        "speculative": ours(runner, work, plan),
+        "hf_greedy": theirs(model, work),
+        "hf_prompt_lookup": theirs(model, work, prompt_lookup_num_tokens=8),
+    }
+    if config.adaptive:
+        alternatives["adaptive"] = ours_adaptive(runner, work, costs, plan)
+    if slices_layers(model):
+        exit_layer = _best_peer_exit(model, work, runner.num_layers)
+        alternatives["hf_early_exit"] = theirs(model, work, assistant_early_exit=exit_layer)
+        limitations = [*limitations, f"transformers' early exit runs at exit {exit_layer}, its best here."]
+    else:
+        limitations = [*limitations, "transformers' early exit does not work on this architecture."]
+    texts = {name: decode() for name, decode in alternatives.items()}
+    with run.progress("bench", config.rounds + 1) as advance, joules() as spent:
+        seconds = interleaved_seconds(alternatives, config.rounds, advance)
+        energy = spent()
+    ratios = {name: speed_over(own, seconds["speculative"]) for name, own in seconds.items() if name != "speculative"}
+    scalars = {f"speed_over_{name}": _scalar(ratio) for name, ratio in ratios.items()}
+    num_tokens = sum(map(len, texts["plain"]))
+    different = {name: _num_different(texts["plain"], text) for name, text in texts.items()}
+    counts = decode_all(runner, work.prompts, work.budget, plan, work.ends)[1]
+    scalars |= {
+        "exit_layer": Scalar(value=plan.exit_layer),
+        "draft_tokens": Scalar(value=plan.draft_tokens),
+        "predicted_speed": Scalar(value=predicted, unit="x plain"),
+        "acceptance": Scalar(value=counts.acceptance, unit="share"),
+        "tokens_per_round": Scalar(value=counts.tokens_per_round),
+        "same_tokens": Scalar(value=different["speculative"] == 0),
+        "same_tokens_as_hf": Scalar(value=different["hf_greedy"] == 0),
+    }
+    scalars |= _energy_scalars(
+        model, config, plan, runner.num_layers, counts.tokens_per_round, min(seconds["speculative"]), num_tokens, energy
+    )
+    rows: list[list[Cell]] = [
+        [name, num_tokens / min(own), speed_over(seconds["plain"], own).value, different[name]]
+        for name, own in seconds.items()
+    ]
+    over = scalars["speed_over_plain"]
+    return run.result(
+        scalars=scalars,
+        tables={
+            "speeds": Table(
+                columns=["method", "tokens per CPU second", "speed over plain", "texts that differ"],
+                rows=rows,
+                title=f"{len(work.prompts)} prompts, {num_tokens} tokens, {config.rounds} rounds",
+            )
+        },
+        series={
+            "speed": Series(
+                x=[float(i) for i in range(len(rows))],
+                y=[float(row[2] or 0) for row in rows],
+                x_names=[str(row[0]) for row in rows],
+                y_label="speed over our plain decoding",
+                group="speed",
+                kind="bar",
+            )
+        },
+        verdicts=[
+            f"{describe(plan).capitalize()} gives {'NOT ' if different['speculative'] else ''}the same text "
+            f"{over.value:.2f} times as fast as our plain decoding and "
+            f"{scalars['speed_over_hf_greedy'].value:.2f} times as fast as transformers' greedy `generate`."
+        ],
+        limitations=[*limitations, "Ratios of CPU seconds on one thread of this machine, prefill included."],
+    )
+
+
+def _best_peer_exit(model: PreTrainedModel, work: Workload, num_layers: int) -> int:
+    few = Workload(work.prompts[:4], work.budget, work.ends)
+    candidates = {str(e): theirs(model, few, assistant_early_exit=e) for e in range(1, num_layers)}
+    seconds = interleaved_seconds(candidates, 1)
+    return int(min(seconds, key=lambda name: min(seconds[name])))
+
+
+def _scalar(ratio: Ratio) -> Scalar:
+    return Scalar(value=ratio.value, low=ratio.low, high=ratio.high, unit="x")
+
+
+def _num_different(a: list[list[int]], b: list[list[int]]) -> int:
+    return sum(one != other for one, other in zip(a, b, strict=True))
+
+
+def _energy_scalars(
+    model: PreTrainedModel,
+    config: BenchConfig,
+    plan: Plan,
+    num_layers: int,
+    tau: float,
+    seconds: float,
+    num_tokens: int,
+    energy: float | None,
+) -> dict[str, Scalar]:
+    flops, read = token_costs(model, plan, num_layers, tau)
+    plain_flops, plain_read = token_costs(model, PLAIN, num_layers, 1.0)
+    scalars = {
+        "flops_per_token": Scalar(value=flops),
+        "flops_per_token_plain": Scalar(value=plain_flops),
+        "weight_bytes_per_token": Scalar(value=read, unit="B"),
+        "weight_bytes_per_token_plain": Scalar(value=plain_read, unit="B"),
+        "joules_counted": Scalar(value=energy, unit="J, whole machine, all methods"),
+    }
+    if config.watts is not None:
+        scalars["joules_per_token_estimate"] = Scalar(value=config.watts * seconds / num_tokens, unit="J (ESTIMATE)")
+    return scalars
+
+
+def run_verify(config: VerifyConfig, run: Run) -> Result:
+    """Compare every exit and draft length with plain decoding and with transformers, token by token.
+
+    Args:
+        config: model, prompts, draft lengths, and the gap of logits that counts as a tie.
+        run: fails (exit code 1) where a difference is no tie.
+
+    Returns:
+        How many texts were compared, how many differ by a numerical tie, and each of these with its gap.
+
+    Raises:
+        PolyloomError: a difference that is no tie.
+        UserError: as `open_range`.
+    """
+    from polyloom.core.errors import PolyloomError
+
+    model, work, limitations = _load(config, run)
+    runner = open_range(model, max(map(len, work.prompts)) + work.budget + 16)
+    plain = ours_plain(runner, work)()
+    library = theirs(model, work)()
+    found = [_divergence(model, work, plain, text, row, 0, 0) for row, text in enumerate(library)]
+    pairs = [(e, g) for e in range(1, runner.num_layers) for g in config.draft_lengths]
+    with run.progress("verify", len(pairs)) as advance:
+        for exit_layer, gamma in pairs:
+            texts = decode_all(runner, work.prompts, work.budget, Plan(exit_layer, gamma), work.ends)[0]
+            found += [_divergence(model, work, plain, one, i, exit_layer, gamma) for i, one in enumerate(texts)]
+            run.check_stop()
+            advance(1)
+    differences = [one for one in found if one is not None]
+    num_compared = len(found)
+    num_tokens = sum(map(len, plain)) * (len(pairs) + 1)
+    bugs = [one for one in differences if one.gap > config.tolerance]
+    rows: list[list[Cell]] = [[*asdict(one).values(), "BUG" if one in bugs else "numerical tie"] for one in differences]
+    if bugs:
+        worst = max(bugs, key=lambda one: one.gap)
+        raise PolyloomError(
+            f"prompt {worst.prompt}, exit {worst.exit_layer}, draft {worst.draft_tokens} leaves plain decoding at "
+            f"{worst.position} (token {worst.other} for {worst.plain}, logit gap {worst.gap:.3g}): no tie.",
+            hint="Please report it with the model's config.json.",
+        )
+    scalars: dict[str, Scalar] = {
+        "num_texts": Scalar(value=num_compared),
+        "num_tokens": Scalar(value=num_tokens),
+        "num_ties": Scalar(value=len(differences)),
+        "tie_share": Scalar(value=len(differences) / num_tokens, unit="share"),
+    }
+    verdicts = [
+        f"All {num_compared} texts ({len(pairs)} pairs and transformers' greedy `generate`) equal plain decoding"
+        + (f", but for {len(differences)} numerical ties." if differences else ", token by token.")
+    ]
+    if config.num_draws:
+        p_values = run.once("sampling", lambda: sampling_p_values(config.num_draws, config.seed))
+        for name, p in p_values.items():
+            scalars[f"sampling_p_{name}"] = Scalar(value=p)
+        verdicts.append(
+            f"Sampled pairs of tokens follow the whole model's law: p = {min(p_values.values()):.3f} or more "
+            f"(chi-square, {config.num_draws:,} draws each)."
+        )
+    columns = ["prompt", "exit", "draft", "position", "plain token", "other token", "logit gap", "class"]
+    return run.result(
+        scalars=scalars,
+        tables={"differences": Table(columns=columns, rows=rows, title="Differences (exit 0: transformers)")},
+        verdicts=verdicts,
+        limitations=[*limitations, f"Compared in {next(model.parameters()).dtype} on this machine."],
+    )
+
+
+def _divergence(
+    model: PreTrainedModel,
+    work: Workload,
+    plain: list[list[int]],
+    text: list[int],
+    row: int,
+    exit_layer: int,
+    gamma: int,
+) -> Divergence | None:
+    position = first_divergence(plain[row], text)
+    if position is None:
+        return None
+    other = text[position] if position < len(text) else -1
+    if position >= len(plain[row]) or other < 0:
+        return Divergence(row, exit_layer, gamma, position, -1, other, float("inf"))
+    gap = logit_gap(model, work.prompts[row], plain[row], position, other)
+    return Divergence(row, exit_layer, gamma, position, plain[row][position], other, gap)

@@ -1,0 +1,169 @@
+"""One plain decoding predicts self-speculation's rounds exactly for every exit and draft length; costs are measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from polyloom.generation.layer_range import LayerRange
+from polyloom.generation.sampling import Decoding
+from polyloom.generation.speculative import PLAIN, Counts, Fixed, Plan, Round, speculate
+from polyloom.methods.layerskip.method import replay_rounds, round_cost, run_lengths
+
+DRAFT_LENGTHS = (1, 2, 3, 4, 5, 6, 8)
+WORTH_IT = 1.02
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One plain decoding: its tokens, and for every exit 1 .. L-1 whether it gave each token behind the first."""
+
+    tokens: list[int]
+    bits: list[list[bool]]
+
+
+class _Recorder:
+    """A controller of plain steps that keeps every exit's choice."""
+
+    def __init__(self, runner: LayerRange) -> None:
+        self.runner = runner
+        self.bits: list[list[bool]] = [[] for _ in range(runner.num_layers - 1)]
+        self.wants_states = True
+
+    def plan(self) -> Plan:
+        return PLAIN
+
+    def observe(self, done: Round) -> None:
+        assert done.states is not None
+        for bits, agreed in zip(self.bits, agreements(self.runner, done), strict=True):
+            bits += agreed
+
+
+def agreements(runner: LayerRange, done: Round) -> list[list[bool]]:
+    """Return for exits 1 .. L-1 whether each would have given the round's tokens.
+
+    Args:
+        runner: the model.
+        done: a round with its states.
+    """
+    assert done.states is not None
+    with torch.inference_mode():
+        best = runner.logits(done.states[:-1]).argmax(-1)
+        agreed: list[list[bool]] = (best == torch.tensor(done.emitted, device=best.device)).tolist()
+    return agreed
+
+
+def record(runner: LayerRange, prompt: Sequence[int], budget: int, ends: frozenset[int]) -> Trace:
+    """Decode a prompt plainly and keep the agreement bits of every exit."""
+    recorder = _Recorder(runner)
+    rounds = speculate(runner, prompt, Decoding(budget), recorder, ends=ends)
+    return Trace([token for tokens in rounds for token in tokens], recorder.bits)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Measured seconds: c_T of one layer and n_T of the rest of a pass, for T = 1, 2, ... new tokens."""
+
+    layer: list[float]
+    head: list[float]
+
+
+def measure_costs(runner: LayerRange, position: int, widest: int, rounds: int = 9) -> Costs:
+    """Measure c_T and n_T in CPU seconds, interleaved over T; each is the median of paired rounds.
+
+    Args:
+        runner: the model.
+        position: how much text stands before the new tokens.
+        widest: largest T.
+        rounds: measurements of each T.
+    """
+    runner.reserve(1, position + widest)
+    widths = range(1, widest + 1)
+    runs: dict[int, list[float]] = {width: [] for width in widths}
+    heads: dict[int, list[float]] = {width: [] for width in widths}
+    with torch.inference_mode():
+        for index in range(rounds + 1):
+            for width in widths:
+                tokens = torch.ones(1, width, dtype=torch.int64)
+                start = time.process_time()
+                place = runner.place(tokens, position)
+                x = runner.embed(place)
+                middle = time.process_time()
+                x = runner.run(x, place, 0, runner.num_layers)
+                ran = time.process_time()
+                runner.logits(x).argmax(-1).tolist()
+                done = time.process_time()
+                if index:
+                    runs[width].append((ran - middle) / runner.num_layers)
+                    heads[width].append(done - ran + middle - start)
+    return Costs([median(runs[width]) for width in widths], [median(heads[width]) for width in widths])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One pair's prediction: tokens per round, exact; rounds; and speed over plain decoding by measured cost."""
+
+    exit_layer: int
+    draft_tokens: int
+    tau: float
+    rounds: int
+    speed: float
+
+
+def predict(
+    traces: Sequence[Trace], costs: Costs, num_layers: int, draft_lengths: Sequence[int] = DRAFT_LENGTHS
+) -> list[Cell]:
+    """Predict every pair from plain decodings.
+
+    Args:
+        traces: of sample prompts.
+        costs: measured up to the longest draft plus one.
+        num_layers: L.
+        draft_lengths: gammas.
+
+    Returns:
+        One cell per exit and draft length.
+    """
+    num_tokens = sum(len(trace.tokens) - 1 for trace in traces)
+    plain = num_layers * costs.layer[0] + costs.head[0]
+    cells = []
+    for exit_layer in range(1, num_layers):
+        lengths = [run_lengths(trace.bits[exit_layer - 1]) for trace in traces]
+        for gamma in draft_lengths:
+            rounds = sum(replay_rounds(one, gamma) for one in lengths)
+            tau = num_tokens / rounds if rounds else 1.0
+            cost = round_cost(exit_layer, gamma, num_layers, costs.layer, costs.head)
+            cells.append(Cell(exit_layer, gamma, tau, rounds, tau * plain / cost))
+    return cells
+
+
+def best_plan(cells: Sequence[Cell]) -> tuple[Plan, float]:
+    """Return the fastest pair and its predicted speed; plain decoding where none is worth it."""
+    best = max(cells, key=lambda cell: cell.speed)
+    if best.speed < WORTH_IT:
+        return PLAIN, 1.0
+    return Plan(best.exit_layer, best.draft_tokens), best.speed
+
+
+def decode_all(
+    runner: LayerRange,
+    prompts: Sequence[Sequence[int]],
+    budget: int,
+    plan: Plan,
+    ends: frozenset[int],
+    on_done: Callable[[int], None] | None = None,
+) -> tuple[list[list[int]], Counts]:
+    """Decode prompts greedily with one plan; return their tokens and the counts over all."""
+    counts, texts = Counts(), []
+    for prompt in prompts:
+        own = Counts()
+        rounds = speculate(runner, prompt, Decoding(budget), Fixed(plan), ends=ends, counts=own)
+        texts.append([token for tokens in rounds for token in tokens])
+        counts.add(own)
+        if on_done:
+            on_done(1)
+    return texts, counts
