@@ -21,10 +21,10 @@ from polyloom.generation.speculative import (
     Plan,
     check_request,
     generate,
-    generate_batch,
     plain_tokens,
     speculate,
 )
+from polyloom.generation.speculative_batch import generate_batch
 from polyloom.models.exits import check_exit, exit_parts
 
 VOCABULARY = 61

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 from transformers import PreTrainedModel
@@ -104,10 +104,7 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
     scalars |= _energy_scalars(
         model, config, plan, runner.num_layers, counts.tokens_per_round, min(seconds["speculative"]), num_tokens, energy
     )
-    rows: list[list[Cell]] = [
-        [name, num_tokens / min(own), speed_over(seconds["plain"], own).value, different[name]]
-        for name, own in seconds.items()
-    ]
+    rows = _speed_rows(seconds, num_tokens, different)
     over = scalars["speed_over_plain"]
     return run.result(
         scalars=scalars,
@@ -135,6 +132,15 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
         ],
         limitations=[*limitations, "Ratios of CPU seconds on one thread of this machine, prefill included."],
     )
+
+
+def _speed_rows(
+    seconds: Mapping[str, list[float]], num_tokens: int, different: Mapping[str, int]
+) -> list[list[Cell]]:
+    return [
+        [name, num_tokens / min(own), speed_over(seconds["plain"], own).value, different[name]]
+        for name, own in seconds.items()
+    ]
 
 
 def _best_peer_exit(model: PreTrainedModel, work: Workload, num_layers: int) -> int:
