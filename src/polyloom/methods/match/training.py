@@ -295,6 +295,7 @@ def fit(
         raise UserError("there are no validation pairs.", hint="Give more data, or a file with --valid.")
     model, loss = trained.model, trained.loss
     target = targets(train, trained.classes, loss)
+    targets(valid, trained.classes, loss)
     ids = trained.number(train.texts())
     lengths = [max(len(a), len(b)) for a, b in zip(ids[::2], ids[1::2], strict=True)]
     padded = stack(ids).view(len(lengths), 2, -1)

@@ -72,7 +72,11 @@ def read_vectors(path: Path, wanted: set[str]) -> VectorFile:
     body = lines[1:] if header else lines
     if not body:
         raise UserError("holds no vectors.", where=str(path))
-    width = int(lines[0].split()[1]) if header else min(len(line.split()) - 1 for line in body[:20])
+    width = (
+        int(lines[0].split()[1])
+        if header
+        else Counter(len(line.split()) - 1 for line in body[:20]).most_common(1)[0][0]
+    )
     rows: dict[str, Floats] = {}
     seen: set[str] = set()
     blanks = duplicates = 0
