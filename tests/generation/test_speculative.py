@@ -11,6 +11,7 @@ from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor
 
 from polyloom.core.errors import UserError
 from polyloom.generation.layer_range import FusedRange, ModelRange, open_range
+from polyloom.generation.ragged import generate_batch
 from polyloom.generation.sampling import Decoding
 from polyloom.generation.speculative import (
     PLAIN,

@@ -77,12 +77,7 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
     }
     if config.adaptive:
         alternatives["adaptive"] = ours_adaptive(runner, work, costs, plan)
-    if slices_layers(model):
-        exit_layer = _best_peer_exit(model, work, runner.num_layers)
-        alternatives["hf_early_exit"] = theirs(model, work, assistant_early_exit=exit_layer)
-        limitations = [*limitations, f"transformers' early exit runs at exit {exit_layer}, its best here."]
-    else:
-        limitations = [*limitations, "transformers' early exit does not work on this architecture."]
+    limitations = [*limitations, _add_early_exit(alternatives, model, work, runner.num_layers)]
     texts = {name: decode() for name, decode in alternatives.items()}
     with run.progress("bench", config.rounds + 1) as advance, joules() as spent:
         seconds = interleaved_seconds(alternatives, config.rounds, advance)
@@ -141,6 +136,15 @@ def _speed_rows(
         [name, num_tokens / min(own), speed_over(seconds["plain"], own).value, different[name]]
         for name, own in seconds.items()
     ]
+def _add_early_exit(
+    alternatives: dict[str, Callable[[], list[list[int]]]], model: PreTrainedModel, work: Workload, num_layers: int
+) -> str:
+    """Add transformers' early exit at its best exit, where it works; return what to say of it."""
+    if not slices_layers(model):
+        return "transformers' early exit does not work on this architecture."
+    exit_layer = _best_peer_exit(model, work, num_layers)
+    alternatives["hf_early_exit"] = theirs(model, work, assistant_early_exit=exit_layer)
+    return f"transformers' early exit runs at exit {exit_layer}, its best here."
 
 
 def _best_peer_exit(model: PreTrainedModel, work: Workload, num_layers: int) -> int:
