@@ -25,7 +25,6 @@ from polyloom.generation.speculative import (
     plain_tokens,
     speculate,
 )
-from polyloom.generation.speculative_batch import generate_batch
 from polyloom.models.exits import check_exit, exit_parts
 
 VOCABULARY = 61

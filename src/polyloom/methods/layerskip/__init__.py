@@ -17,9 +17,8 @@ from polyloom.core.registry import Equation, Paper, RoomCard, TourStep, Verb
 
 if TYPE_CHECKING:
     from polyloom.generation.layer_range import open_range
-    from polyloom.generation.speculative import Fixed, Plan, generate
-    from polyloom.generation.speculative_batch import generate_batch
     from polyloom.generation.ragged import generate_batch
+    from polyloom.generation.speculative import Fixed, Plan, generate
     from polyloom.methods.layerskip.adaptive import Adaptive
     from polyloom.methods.layerskip.calibration import best_plan, measure_costs, predict, record
     from polyloom.methods.layerskip.training import PRESETS, LayerSkipLoss, Skip, score_exits
@@ -46,9 +45,8 @@ _ROOM = "polyloom.methods.layerskip"
 _METHOD = f"{_ROOM}.method"
 _HOME = {
     "open_range": "polyloom.generation.layer_range",
-    **dict.fromkeys(("Fixed", "Plan", "generate"), "polyloom.generation.speculative"),
-    "generate_batch": "polyloom.generation.speculative_batch",
     "generate_batch": "polyloom.generation.ragged",
+    **dict.fromkeys(("Fixed", "Plan", "generate"), "polyloom.generation.speculative"),
     "Adaptive": f"{_ROOM}.adaptive",
     **dict.fromkeys(("best_plan", "measure_costs", "predict", "record"), f"{_ROOM}.calibration"),
     **dict.fromkeys(("PRESETS", "LayerSkipLoss", "Skip", "score_exits"), f"{_ROOM}.training"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 
 from transformers import PreTrainedModel
@@ -99,7 +99,10 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
     scalars |= _energy_scalars(
         model, config, plan, runner.num_layers, counts.tokens_per_round, min(seconds["speculative"]), num_tokens, energy
     )
-    rows = _speed_rows(seconds, num_tokens, different)
+    rows: list[list[Cell]] = [
+        [name, num_tokens / min(own), speed_over(seconds["plain"], own).value, different[name]]
+        for name, own in seconds.items()
+    ]
     over = scalars["speed_over_plain"]
     return run.result(
         scalars=scalars,
@@ -129,13 +132,6 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
     )
 
 
-def _speed_rows(
-    seconds: Mapping[str, list[float]], num_tokens: int, different: Mapping[str, int]
-) -> list[list[Cell]]:
-    return [
-        [name, num_tokens / min(own), speed_over(seconds["plain"], own).value, different[name]]
-        for name, own in seconds.items()
-    ]
 def _add_early_exit(
     alternatives: dict[str, Callable[[], list[list[int]]]], model: PreTrainedModel, work: Workload, num_layers: int
 ) -> str:
