@@ -101,11 +101,12 @@ def test_exits_equal_the_librarys_hidden_states_and_a_shortened_model(make: Any)
     m = make()
     parts, tokens = exit_parts(m), torch.randint(3, 40, (2, 7))
     library = m(input_ids=tokens, output_hidden_states=True, use_cache=False)
-    states = hidden_states(parts, tokens)
-    assert torch.allclose(parts.project(states[-1]), library.logits, atol=1e-5)
-    for exit_layer in range(1, parts.num_layers):
-        expected = parts.head(parts.norm(library.hidden_states[exit_layer]))
-        assert torch.allclose(parts.project(states[exit_layer - 1]), expected, atol=1e-5)
+    with torch.inference_mode():
+        states = hidden_states(parts, tokens)
+        assert torch.allclose(parts.project(states[-1]), library.logits, atol=1e-5)
+        for exit_layer in range(1, parts.num_layers):
+            expected = parts.head(parts.norm(library.hidden_states[exit_layer]))
+            assert torch.allclose(parts.project(states[exit_layer - 1]), expected, atol=1e-5)
     scores, num_tokens = score_exits(m, examples(5))
     assert num_tokens == 15
     assert scores[-1].agreement == 1.0
@@ -130,7 +131,7 @@ def test_training_makes_early_exits_better_and_the_checkpoint_is_an_ordinary_one
         again = load_model(tmp_path / mode)
         tokens = torch.arange(3, 9)[None]
         assert torch.equal(again(tokens).logits, m(tokens).logits)
-    assert curves["both"][1].nats < curves["baseline"][1].nats - 0.1
+    assert curves["both"][1].nats < 0.95 * curves["baseline"][1].nats
     assert "forward" not in vars(m.model.layers[0])
 
 

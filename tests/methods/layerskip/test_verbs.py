@@ -68,8 +68,17 @@ def test_calibration_predicts_tokens_per_round_exactly(trained: Path) -> None:
         assert counts.rounds == cell.rounds
 
 
+def useless_exits() -> Any:
+    """Return a model whose last layer says something else than all before it."""
+    model = build_llama(3, 64, 64, 97, 0)
+    with torch.no_grad():
+        for parameter in model.model.layers[-1].parameters():
+            parameter.mul_(20.0)
+    return model
+
+
 def test_useless_exits_fall_back_to_plain_decoding() -> None:
-    runner = open_range(build_llama(3, 64, 64, 97, 0), 80)
+    runner = open_range(useless_exits(), 80)
     traces = [record(runner, [1, 5, 9], 40, frozenset())]
     assert best_plan(predict(traces, FLAT, 3)) == (PLAIN, 1.0)
 
@@ -86,7 +95,7 @@ def test_adaptive_text_is_the_plain_text_and_useless_exits_end_in_plain_decoding
     rounds = list(speculate(runner, prompt, Decoding(150), controller))
     assert [token for tokens in rounds for token in tokens] == plain
     assert len(rounds) < 120
-    useless = open_range(build_llama(3, 64, 64, 97, 0), 200)
+    useless = open_range(useless_exits(), 200)
     controller = Adaptive(useless, FLAT, Plan(1, 4), lookup=False)
     list(speculate(useless, [1, 5, 9], Decoding(150), controller))
     assert controller.best == PLAIN

@@ -370,7 +370,7 @@ def run_calibrate(config: CalibrateConfig, run: Run) -> Result:
     columns = ["exit", "draft length", "tokens per round", "rounds", "predicted speed"]
     if config.sweep:
         measured = _sweep(run, runner, prompts, config.max_new_tokens, prepared.ends, cells)
-        rows = [[*row, *found] for row, found in zip(rows, measured, strict=True)]
+        rows = [[*row, *found[:2]] for row, found in zip(rows, measured, strict=True)]
         columns += ["measured tokens per round", "measured speed"]
         scalars |= _sweep_scalars(cells, measured, plan, seconds)
     verdicts = [

@@ -47,9 +47,9 @@ def export_numpy(trained: Trained, folder: Path, *, int8: bool = False) -> Path:
     if shape.base not in NUMPY_BASES or shape.block not in NUMPY_BLOCKS:
         what = f"the numpy scorer does not know base {shape.base!r} with block {shape.block!r}."
         known = f"It knows {', '.join(NUMPY_BASES)} with {', '.join(NUMPY_BLOCKS)}."
-        raise UserError(what, hint=f"{known} Use --onnx for the others.")
+        raise UserError(what, hint=known)
     if not isinstance(trained.vocabulary, Vocabulary):
-        raise UserError("the numpy scorer cuts words itself, not subwords.", hint="Use --onnx for this matcher.")
+        raise UserError("the numpy scorer cuts words itself, not subwords.")
     arrays = {name: value.numpy() for name, value in trained.model.state_dict().items()}
     if int8:
         rows = arrays["embedding.weight"]
@@ -95,10 +95,11 @@ def export_onnx(trained: Trained, folder: Path) -> Path:
 
     Raises:
         MissingExtra: without onnx.
-        UserError: base `encoder`, whose encoder is exported by its own library.
+        UserError: a base other than `bag`, whose graph does not keep the number of pairs open.
     """
-    if trained.model.shape.base == "encoder":
-        raise UserError("the frozen encoder is not part of the matcher.", hint="Export it by its own library.")
+    if trained.model.shape.base != "bag":
+        what = f"the base {trained.model.shape.base!r} has no ONNX form that takes any number of pairs."
+        raise UserError(what, hint="Export base 'bag', or serve this matcher with torch.")
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -106,7 +107,7 @@ def export_onnx(trained: Trained, folder: Path) -> Path:
         raise MissingExtra("onnx", extra="search") from error
     path = folder / "matcher.onnx"
     example = torch.tensor([[1, 2, 3, 0], [2, 1, 1, 1], [3, 1, 0, 0]])
-    size = {0: torch.export.Dim("pairs", min=1, max=65_536), 1: torch.export.Dim("tokens", min=2, max=4096)}
+    size = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -116,6 +117,8 @@ def export_onnx(trained: Trained, folder: Path) -> Path:
             output_names=["output"],
             dynamic_shapes=(size, size),
             dynamo=True,
+            # The optimiser writes the example's number of pairs into the graph.
+            optimize=False,
             verbose=False,
         )
     assert program is not None
