@@ -127,7 +127,8 @@ class CommonsStudyConfig(StudyConfig):
     """`polyloom commons study`: policies, learners, languages and the machinery, on the embedded default."""
 
     parts: list[Literal["policies", "allocation", "learners", "languages", "speed", "server", "plumbing"]] = Field(
-        ["policies", "allocation", "learners", "languages", "speed", "server", "plumbing"],
+        # What learners do answers the room's question, so it comes first in the report.
+        ["learners", "policies", "allocation", "languages", "speed", "server", "plumbing"],
         min_length=1,
         description="Parts of the study.",
     )
