@@ -117,7 +117,7 @@ def export_onnx(trained: Trained, folder: Path) -> Path:
             output_names=["output"],
             dynamic_shapes=(size, size),
             dynamo=True,
-            # The optimiser writes the example's number of pairs into the graph.
+            # With open sizes the optimiser fails in constant folding (SplitToSequence).
             optimize=False,
             verbose=False,
         )
