@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
@@ -56,6 +57,15 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """Forget everything."""
         self.buffers = None
         super().reset()
+
+
+def cache_keyword(module: nn.Module) -> str | None:
+    """Return the name by which a module's forward takes its key-value cache, or None where it takes none.
+
+    It is `cache` since transformers 5.24 and `past_key_values` before.
+    """
+    parameters = inspect.signature(module.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in parameters), None)
 
 
 def new_cache(model: PreTrainedModel, capacity: int) -> Cache:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polyloom.core.errors import UserError
-from polyloom.generation.cache import keep_rows, new_cache
+from polyloom.generation.cache import cache_keyword, keep_rows, new_cache
 from polyloom.generation.sampling import Decoding as Decoding
 from polyloom.generation.sampling import TokenChooser
 from polyloom.generation.steps import Steps, all_kept, supports_steps
@@ -155,9 +155,8 @@ def _check_inputs(
         raise UserError(f"{len(prompts)} prompts, {len(settings)} settings and {len(prefixes)} prefixes do not match.")
     if tokenizer is None and (on_text is not None or any(one.stop for one in settings)):
         raise UserError("stop texts and streaming need a tokenizer.")
-    parameters = _parameters(model)
     encoder_decoder = bool(model.config.is_encoder_decoder)
-    if "past_key_values" not in parameters:
+    if cache_keyword(model) is None:
         raise UserError(f"a model of type {model.config.model_type!r} has no key-value cache to decode with.")
     if not encoder_decoder and any(prefixes):
         raise UserError("decoder prefixes are for encoder-decoder models.", hint="Append them to the prompt.")
@@ -239,6 +238,7 @@ def _prepare(model: PreTrainedModel, prompts: list[list[int]], prefixes: list[li
         prompts = [[start, *prefix] for prefix in prefixes]
     inputs, mask = _pad(prompts, device, left=True)
     budget = max(row.settings.max_new_tokens for row in rows)
+    cache = new_cache(model, inputs.shape[-1] + min(budget, RESERVED_TOKENS))
     room = torch.ones(len(rows), budget, dtype=mask.dtype, device=device)
     return _Batch(
         rows=list(rows),
@@ -247,9 +247,9 @@ def _prepare(model: PreTrainedModel, prompts: list[list[int]], prefixes: list[li
         mask=torch.cat([mask, room], dim=-1),
         padded=bool((mask == 0).any()),
         length=inputs.shape[-1],
-        cache=new_cache(model, inputs.shape[-1] + min(budget, RESERVED_TOKENS)),
+        cache=cache,
         chooser=TokenChooser([row.settings for row in rows], device),
-        fixed={"use_cache": True, "return_dict": True}
+        fixed={str(cache_keyword(model)): cache, "use_cache": True, "return_dict": True}
         | ({"logits_to_keep": 1} if "logits_to_keep" in parameters else {}),
         encoder=encoder,
     )
@@ -276,7 +276,7 @@ def _forward(model: PreTrainedModel, batch: _Batch, takes_positions: bool) -> Te
         given["attention_mask"] = batch.mask[:, : batch.length] if batch.padded else None
         if takes_positions:
             given["position_ids"] = batch.positions
-    logits: Tensor = model(past_key_values=batch.cache, **given).logits
+    logits: Tensor = model(**given).logits
     return logits[:, -1].float()
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
 from polyloom.core.errors import UserError
-from polyloom.generation.cache import GrowingLayer
+from polyloom.generation.cache import GrowingLayer, cache_keyword
 from polyloom.generation.steps import Steps, supports_steps
 from polyloom.models.exits import ExitParts, exit_parts, hidden_state, replaced_forwards
 
@@ -243,6 +243,7 @@ class ModelRange:
         limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         self.last_position = int(limit) - 1 if limit else num_positions
         self.takes_positions = "position_ids" in inspect.signature(self.parts.body.forward).parameters
+        self.cache_keyword = str(cache_keyword(self.parts.body))
         self.cache = DynamicCache()
         self.pointed: list[_PointedLayer] = []
         self._range = (0, self.num_layers)
@@ -274,9 +275,11 @@ class ModelRange:
         positions = torch.arange(place.start, place.start + width, device=x.device).clamp(max=self.last_position)[None]
         self._range, self._taps = (first, last), taps
         self._state = None if first == 0 else x
-        given = {"position_ids": positions} if self.takes_positions else {}
+        given: dict[str, Any] = {self.cache_keyword: self.cache}
+        if self.takes_positions:
+            given["position_ids"] = positions
         with replaced_forwards(self.parts.layers, self._gate):
-            self.parts.body(input_ids=place.tokens, past_key_values=self.cache, use_cache=True, **given)
+            self.parts.body(input_ids=place.tokens, use_cache=True, **given)
         assert self._state is not None
         return self._state
 

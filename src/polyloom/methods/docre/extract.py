@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from polyloom.generation.cache import cache_keyword, new_cache
 from polyloom.methods.docre.data import Document, Triple
 from polyloom.methods.docre.schema import NAMES
 from polyloom.models.tokenizers import encode
@@ -198,7 +199,7 @@ class SchemaWriter:
         if len(document.entities) < 2 or not relations:
             return "[]"
         room = max(32, self.max_tokens - max_triples * 64)
-        self._cache: Any = None
+        self._cache = new_cache(self.model, self.max_tokens)
         self._num_tokens = 0
         self._feed(encode(self.tokenizer, text + "\n")[-room:])
         written: list[str] = []
@@ -233,8 +234,8 @@ class SchemaWriter:
 
     def _feed(self, tokens: Sequence[int]) -> None:
         ids = torch.tensor([list(tokens)], device=self.model.device)
-        output = self.model(input_ids=ids, past_key_values=self._cache, use_cache=True)
-        self._cache, self._logits = output.past_key_values, output.logits[0, -1]
+        cache = {str(cache_keyword(self.model)): self._cache}
+        self._logits = self.model(input_ids=ids, use_cache=True, **cache).logits[0, -1]
         self._num_tokens += len(tokens)
 
     def _feed_text(self, text: str) -> None:

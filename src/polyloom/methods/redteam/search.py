@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from polyloom.core.errors import PolyloomError, UserError
+from polyloom.generation.cache import cache_keyword
 from polyloom.methods.redteam.method import (
     Objective,
     Parts,
@@ -123,6 +124,7 @@ class Scorer:
             torch.tensor(ids, dtype=torch.int64, device=device) for ids in (slot.before, slot.after, slot.target)
         )
         self.embeddings = embedding_table(model)
+        self.cache_keyword = str(cache_keyword(model))
         self.num_rows = len(slot.target) + 1
         self.max_rows = 0
         self.prefix: KeyValues = []
@@ -132,7 +134,7 @@ class Scorer:
 
     def _prefix_states(self) -> KeyValues:
         cache = DynamicCache()
-        self.model(input_ids=self.before[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self.model(input_ids=self.before[None], use_cache=True, logits_to_keep=1, **{self.cache_keyword: cache})
         states = _states(cache)
         return states if states and states[0][0].shape[-2] == len(self.before) else []
 
@@ -146,9 +148,9 @@ class Scorer:
         with torch.enable_grad(), _frozen(self.model):
             output = self.model(
                 inputs_embeds=torch.cat(parts)[None],
-                past_key_values=cache,
                 use_cache=cache is not None,
                 logits_to_keep=self.num_rows,
+                **{self.cache_keyword: cache},
             )
             logits = _wide(output.logits[:, -self.num_rows :])
             loss = objective_loss(logits, self.target, objective, objective.gradient_alpha).loss.sum()
@@ -177,9 +179,8 @@ class Scorer:
             (k[:, :, :end].expand(num_rows, -1, -1, -1), v[:, :, :end].expand(num_rows, -1, -1, -1)) for k, v in shared
         ]
         tokens = torch.cat([candidates[:, num_shared:], rest], dim=1)
-        logits = self.model(
-            input_ids=tokens, past_key_values=DynamicCache(expanded), use_cache=True, logits_to_keep=self.num_rows
-        ).logits
+        cache = {self.cache_keyword: DynamicCache(expanded)}
+        logits = self.model(input_ids=tokens, use_cache=True, logits_to_keep=self.num_rows, **cache).logits
         return _wide(logits[:, -self.num_rows :])
 
     def losses(
