@@ -116,22 +116,29 @@ class Memory:
         order = sorted(usable, key=lambda node: (node.created, node.id), reverse=newest_first)
         rank = {node.id: place for place, node in enumerate(order)}
         w_recency, w_importance, w_relevance = WEIGHTS
+        relevance = self._cosines(focus, [node.text for node in usable])
         return [
-            w_recency * DECAY ** rank[node.id]
-            + w_importance * (node.importance - 1) / 9
-            + w_relevance * self._cosine(focus, node.text)
-            for node in usable
+            w_recency * DECAY ** rank[node.id] + w_importance * (node.importance - 1) / 9 + w_relevance * cosine
+            for node, cosine in zip(usable, relevance, strict=True)
         ]
 
-    def _cosine(self, a: str, b: str) -> float:
-        x, y = grams(a), grams(b)
-        total = len(self.nodes)
+    def _cosines(self, focus: str, texts: Sequence[str]) -> list[float]:
+        """Return the cosine of the focus with each text; the same grams are weighed once a call."""
+        total, weights = len(self.nodes), dict[int, float]()
 
-        def weight(gram: int) -> float:
-            return math.log((1 + total) / (1 + self._documents[gram])) + 1
+        def weigh(text: str) -> dict[int, float]:
+            for gram in (counts := grams(text)):
+                if gram not in weights:
+                    weights[gram] = math.log((1 + total) / (1 + self._documents[gram])) + 1
+            return {gram: count * weights[gram] for gram, count in counts.items()}
 
-        product = sum(count * y[gram] * weight(gram) ** 2 for gram, count in x.items() if gram in y)
-        if not product:
-            return 0.0
-        length = [math.sqrt(sum((count * weight(gram)) ** 2 for gram, count in one.items())) for one in (x, y)]
-        return float(product / (length[0] * length[1]))
+        def length(vector: dict[int, float]) -> float:
+            return math.sqrt(sum(value * value for value in vector.values()))
+
+        x = weigh(focus)
+        x_length = length(x)
+        cosines = []
+        for y in map(weigh, texts):
+            product = sum(value * y[gram] for gram, value in x.items() if gram in y)
+            cosines.append(product / (x_length * length(y)) if product else 0.0)
+        return cosines
