@@ -18,6 +18,8 @@ from polyloom.reports.tables import format_number
 from polyloom.reports.text import human, one_line
 
 WIDTH_INCHES, HEIGHT_INCHES = 5.2, 3.1
+LEGEND_ROW_INCHES = 0.2
+LEGEND_CHARACTERS = 60
 NUM_COLOURS = 6
 MAX_VALUE_LABELS = 12
 MAX_MARKED_POINTS = 40
@@ -104,10 +106,11 @@ def _drawing_style() -> Iterator[None]:
 
 def draw_curves(series: Mapping[str, Series], log_x: bool | None) -> str:
     """Draw lines with bands and points with whiskers; returns SVG."""
+    labels = short_labels(list(series))
     with _drawing_style():
-        canvas = Canvas(HEIGHT_INCHES)
-        for index, (name, curve) in enumerate(series.items()):
-            _draw_curve(canvas, index, human(name), curve)
+        canvas = Canvas(HEIGHT_INCHES + LEGEND_ROW_INCHES * (_legend_rows(labels) - 1))
+        for index, (label, curve) in enumerate(zip(labels, series.values(), strict=True)):
+            _draw_curve(canvas, index, label, curve)
         axes = canvas.axes
         curves = list(series.values())
         if any(curve.x_names for curve in curves):
@@ -123,6 +126,15 @@ def draw_curves(series: Mapping[str, Series], log_x: bool | None) -> str:
         _label(canvas, curves[0].x_label, curves[0].y_label)
         _legend(canvas, len(series))
         return canvas.svg()
+
+
+def short_labels(names: Sequence[str]) -> list[str]:
+    """Return names for people, without the words that all of them begin with."""
+    words = [human(name).split(" ") for name in names]
+    shared = 0
+    while len(words) > 1 and all(len(one) > shared + 1 for one in words) and len({one[shared] for one in words}) == 1:
+        shared += 1
+    return [" ".join(one[shared:]) for one in words]
 
 
 def _draw_curve(canvas: Canvas, index: int, label: str, curve: Series) -> None:
@@ -161,9 +173,9 @@ def draw_bars(series: Mapping[str, Series]) -> str:
         height = max(HEIGHT_INCHES * 0.6, 0.9 + num_bars * 0.16 + len(names) * 0.12) if lying else HEIGHT_INCHES
         canvas = Canvas(min(height, 14.0))
         thickness = 0.8 / len(curves)
-        for index, (name, curve) in enumerate(series.items()):
+        for index, (label, curve) in enumerate(zip(short_labels(list(series)), curves, strict=True)):
             offset = (index - (len(curves) - 1) / 2) * thickness
-            shown = canvas.text(human(name))
+            shown = canvas.text(label)
             _draw_bars(canvas, ROLES[f"p{index % NUM_COLOURS + 1}"], shown, curve, names, offset, thickness, lying)
         axes = canvas.axes
         ticks, labels = range(len(names)), [canvas.text(name) for name in names]
@@ -296,12 +308,22 @@ def _label(canvas: Canvas, x_label: str, y_label: str) -> None:
     canvas.axes.set_title(canvas.text(y_label, 56), loc="left", color=_SOFT)
 
 
+def _legend_columns(labels: Sequence[str]) -> int:
+    widths = [6 + len(label) for label in labels]
+    if sum(widths) <= LEGEND_CHARACTERS:
+        return len(labels)
+    return max(1, min(len(labels), LEGEND_CHARACTERS // max(widths)))
+
+
+def _legend_rows(labels: Sequence[str]) -> int:
+    return math.ceil(len(labels) / _legend_columns([one_line(label, LABEL_CHARACTERS) for label in labels]))
+
+
 def _legend(canvas: Canvas, num_series: int) -> None:
     if num_series < 2:
         return
     handles, labels = canvas.axes.get_legend_handles_labels()
-    widths = [6 + len(label.rstrip("\N{ZERO WIDTH SPACE}")) for label in labels]
-    columns = num_series if sum(widths) <= 60 else max(1, min(num_series, 60 // max(widths)))
+    columns = _legend_columns([label.rstrip("\N{ZERO WIDTH SPACE}") for label in labels])
     # Row by row, as people read, where the library fills columns.
     order = list(itertools.chain.from_iterable(range(start, num_series, columns) for start in range(columns)))
     canvas.drawing.legend(

@@ -343,6 +343,29 @@ def test_numbers_alone_run_in_processes_with_equal_logs(cli, tmp_path):
     assert one == two
 
 
+def test_learners_are_minds_and_universalizing_ones_last_longer(cli):
+    months = {}
+    for rule in ("independent", "universalizing"):
+        done = cli("commons", "run", "--detail", "numbers", "--minds", f"learned:{rule}", "--num-seeds", 2, "--json")
+        months[rule] = json.loads(done.stdout)["scalars"]["months"]["value"]
+    assert months["independent"] < months["universalizing"]
+    refused = cli("commons", "run", "--minds", "learned:wishful")
+    assert refused.exit_code == 2
+    assert "learned:independent" in refused.stderr
+
+
+def test_a_ray_cluster_gives_the_same_logs(cli, tmp_path):
+    ray = pytest.importorskip("ray")
+    common = ["commons", "run", "--detail", "numbers", "--num-seeds", 250, "--minds", "noisy:0.1:sustainable"]
+    assert cli(*common, "--run", "one").exit_code == 0
+    try:
+        assert cli(*common, "--cluster", "ray", "--run", "two").exit_code == 0
+    finally:
+        ray.shutdown()
+    one, two = ((tmp_path / "runs" / name / "artifacts" / "events.jsonl").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
 def test_the_parallel_environment_passes_its_own_library(recwarn):
     pettingzoo = pytest.importorskip("pettingzoo.test")
     from polyloom.methods.commons.parallel_env import make_parallel_env

@@ -131,4 +131,5 @@ CARD = RoomCard(
         Equation("Q += a (r + g max Q' - Q)", "tabular learners", f"{_ROOM}.learning:learn"),
     ),
     tour=TourStep(verb="study"),
+    report="polyloom.methods.commons.report:figures",
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from polyloom.core.seeding import numpy_generator
 from polyloom.methods.commons.batch import BatchResult, Whole, allocate_batch
-from polyloom.methods.commons.engine import Resource
+from polyloom.methods.commons.engine import Policy, Resource, View
 
 Rule = Literal["independent", "universalizing"]
 BIN_UNITS = 5
@@ -87,6 +88,25 @@ def learn(
         if progress is not None:
             progress(1)
     return q
+
+
+def learned(rule: Rule) -> Policy:
+    """Return the policy of learners who trained together, on the spot, for the game that they are put in.
+
+    Each agent plays its own values greedily. They are trained once for a game and number of agents, by the rule's own
+    stream, so that runs with other seeds meet the same learners.
+    """
+
+    def ask(view: View, agent: int) -> int:
+        values = _trained(view.resource, rule, view.num_agents)
+        return min(view.stock, int(values[agent % len(values), view.stock // BIN_UNITS].argmax()))
+
+    return ask
+
+
+@lru_cache(maxsize=16)
+def _trained(resource: Resource, rule: Rule, num_agents: int) -> NDArray[np.float64]:
+    return learn(resource, rule, 1, 0, Learning(num_agents=num_agents))[0]
 
 
 def _choose(values: NDArray[np.float64], explore: float, random: np.random.Generator) -> Whole:

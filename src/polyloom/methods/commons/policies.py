@@ -99,6 +99,7 @@ WITH_ARGUMENT: dict[str, str] = {
     "proportional": "proportional:SHARE",
     "noisy": "noisy:CHANCE:POLICY",
     "list": "list:A,B,C",
+    "learned": "learned:independent or learned:universalizing",
 }
 
 
@@ -121,6 +122,7 @@ def read_policy(spec: str) -> Policy:
         "proportional": lambda text: proportional(_share(text)),
         "noisy": lambda text: noisy(read_policy(text.partition(":")[2]), _share(text.partition(":")[0])),
         "list": lambda text: scripted_list([_whole(one) for one in text.split(",")]),
+        "learned": _learned,
     }
     if name not in makers:
         raise UserError(f"there is no policy {spec!r}.", where="--minds", hint=closest(name, PLAIN | WITH_ARGUMENT))
@@ -128,6 +130,15 @@ def read_policy(spec: str) -> Policy:
         return makers[name](argument)
     except ValueError:
         raise UserError(f"{spec!r} is no policy.", where="--minds", hint=f"Write {WITH_ARGUMENT[name]}.") from None
+
+
+def _learned(rule: str) -> Policy:
+    """Return the policy of tabular learners; numpy is loaded for it alone."""
+    from polyloom.methods.commons.learning import learned
+
+    if rule not in ("independent", "universalizing"):
+        raise ValueError(rule)
+    return learned(rule)  # type: ignore[arg-type]
 
 
 def _whole(text: str) -> int:

@@ -12,7 +12,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from polyloom.core.errors import MissingExtra, PolyloomError, UserError
+from polyloom.core.cluster import ray_map
+from polyloom.core.errors import PolyloomError, UserError
 from polyloom.core.files import read_text, write_text
 from polyloom.generation.chat import Account, ChatModel
 from polyloom.generation.responses import ResponseCache
@@ -222,7 +223,8 @@ def play_sweep(
     pairs = [(seed, run) for run, seed in enumerate(seeds)]
     chunks = [pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)]
     if cluster == "ray":
-        return "".join(_on_ray(setting, specs, chunks))
+        logs = ray_map(play_chunk, [(setting, specs, chunk) for chunk in chunks])
+        return "".join(logs)
     if workers == 1:
         return "".join(once(f"runs from {c[0][1]}", lambda c=c: play_chunk(setting, specs, c)) for c in chunks)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
@@ -230,16 +232,6 @@ def play_sweep(
         return "".join(
             once(f"runs from {c[0][1]}", lambda f=f: f.result()) for c, f in zip(chunks, futures, strict=True)
         )
-
-
-def _on_ray(setting: Setting, specs: list[str], chunks: list[list[tuple[int, int]]]) -> list[str]:
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingExtra("ray", extra="ray") from error
-    remote = ray.remote(play_chunk)
-    logs: list[str] = ray.get([remote.remote(setting, specs, chunk) for chunk in chunks])
-    return logs
 
 
 def estimate(setting: Setting, num_runs: int) -> dict[str, int]:

@@ -145,7 +145,7 @@ def learners_part(config: CommonsStudyConfig, run: Run) -> Part:
     """Train independent and universalizing learners in 16 worlds each, and play greedily."""
     resource, seeds = Resource(), 16
     settings = Learning(num_episodes=4000 if config.profile == "full" else 2500)
-    scalars, series, outcome = {}, {}, {}
+    rates, series, outcome = {}, {}, {}
     began = time.process_time()
     for rule in ("independent", "universalizing"):
         with run.progress(f"{rule} learners", settings.num_episodes) as advance:
@@ -155,10 +155,10 @@ def learners_part(config: CommonsStudyConfig, run: Run) -> Part:
         survived = (played.months == resource.num_months).astype(float)
         outcome[rule] = (survived, metrics["efficiency"])
         rate = wilson_interval(int(survived.sum()), seeds)
-        scalars[f"learners_{rule}_survival"] = Scalar(value=rate.value, low=rate.low, high=rate.high)
+        rates[f"learners_{rule}_survival"] = Scalar(value=rate.value, low=rate.low, high=rate.high)
         for name in ("months", "efficiency", "over_usage"):
             mean = mean_interval(metrics[name].tolist())
-            scalars[f"learners_{rule}_{name}"] = Scalar(value=mean.value, low=mean.low, high=mean.high)
+            rates[f"learners_{rule}_{name}"] = Scalar(value=mean.value, low=mean.low, high=mean.high)
         stocks = np.stack([*played.stocks, *[np.zeros(seeds)] * (resource.num_months - len(played.stocks))])
         series[f"stock {rule} learners"] = Series(
             x=list(range(1, resource.num_months + 1)),
@@ -168,12 +168,13 @@ def learners_part(config: CommonsStudyConfig, run: Run) -> Part:
             group="Learners",
         )
     cpu = time.process_time() - began
+    scalars = {}
     for place, name in enumerate(("survival", "efficiency")):
         difference = mean_interval((outcome["universalizing"][place] - outcome["independent"][place]).tolist())
         scalars[f"learners_{name}_difference"] = Scalar(
             value=difference.value, low=difference.low, high=difference.high
         )
-    scalars["learners_cpu_seconds"] = Scalar(value=cpu, unit="s")
+    scalars |= rates | {"learners_cpu_seconds": Scalar(value=cpu, unit="s")}
     gap = scalars["learners_survival_difference"]
     points = scalars["learners_efficiency_difference"]
     return Part(
