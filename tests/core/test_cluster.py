@@ -1,21 +1,25 @@
 from __future__ import annotations
 
-import operator
-
 import pytest
 
 from polyloom.core.cluster import ray_map
+from polyloom.core.errors import UserError
+from polyloom.core.seeding import derive_seed
 
-
-@pytest.fixture
-def local_ray():
-    ray = pytest.importorskip("ray")
-    yield ray
-    ray.shutdown()
+ray = pytest.importorskip("ray")
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_calls_come_back_in_order_from_a_cluster_on_loopback(local_ray, monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert list(ray_map(operator.mul, [(n, n) for n in range(20)])) == [n * n for n in range(20)]
-    assert {node["NodeManagerAddress"] for node in local_ray.nodes()} == {"127.0.0.1"}
+def test_calls_come_back_in_order_from_a_cluster(ray_cluster):
+    assert list(ray_map(derive_seed, [(n, "name") for n in range(20)])) == [derive_seed(n, "name") for n in range(20)]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_without_a_cluster_the_command_that_starts_one_is_named(monkeypatch):
+    def nobody(**settings):
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", nobody)
+    with pytest.raises(UserError, match="ray start --head"):
+        list(ray_map(derive_seed, [(1, "name")]))

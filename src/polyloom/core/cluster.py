@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from polyloom.core.errors import MissingExtra
+from polyloom.core.errors import MissingExtra, UserError
 
 T = TypeVar("T")
 
@@ -14,8 +14,8 @@ T = TypeVar("T")
 def ray_map(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> Iterator[T]:
     """Yield `function(*call)` for each call, in order, computed on the cluster that `RAY_ADDRESS` names.
 
-    Without an address a cluster of this machine is started; it listens on loopback alone. Ray's usage reports are
-    off either way. A cluster that is connected already is used as it is.
+    Without an address the cluster of this machine is used (`ray start --head`); none is started here, since Ray's
+    services listen on every interface. A cluster that is connected already is used as it is.
 
     Args:
         function: importable on the workers.
@@ -23,16 +23,22 @@ def ray_map(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> Ite
 
     Raises:
         MissingExtra: Ray is not installed.
+        UserError: no cluster answers.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError:
         raise MissingExtra("ray", extra="ray") from None
     if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS")
-        local = {} if address else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        ray.init(address=address, logging_level="error", log_to_driver=False, **local)
+        address = os.environ.get("RAY_ADDRESS", "auto")
+        try:
+            ray.init(address=address, logging_level="error", log_to_driver=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"no Ray cluster answers ({str(error).splitlines()[0]}).",
+                where=f"RAY_ADDRESS={address}",
+                hint="Start one with: ray start --head",
+            ) from error
     remote = ray.remote(function)
     futures = [remote.remote(*call) for call in calls]
     for future in futures:

@@ -354,14 +354,11 @@ def test_learners_are_minds_and_universalizing_ones_last_longer(cli):
     assert "learned:independent" in refused.stderr
 
 
-def test_a_ray_cluster_gives_the_same_logs(cli, tmp_path):
-    ray = pytest.importorskip("ray")
+@pytest.mark.filterwarnings("ignore")
+def test_a_ray_cluster_gives_the_same_logs(cli, tmp_path, ray_cluster):
     common = ["commons", "run", "--detail", "numbers", "--num-seeds", 250, "--minds", "noisy:0.1:sustainable"]
     assert cli(*common, "--run", "one").exit_code == 0
-    try:
-        assert cli(*common, "--cluster", "ray", "--run", "two").exit_code == 0
-    finally:
-        ray.shutdown()
+    assert cli(*common, "--cluster", "ray", "--run", "two").exit_code == 0
     one, two = ((tmp_path / "runs" / name / "artifacts" / "events.jsonl").read_bytes() for name in ("one", "two"))
     assert one == two
 
