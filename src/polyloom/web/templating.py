@@ -34,15 +34,19 @@ def page(request: Request, template: str, status_code: int = 200, **values: Any)
 def render(request: Request, template: str, **values: Any) -> str:
     """Render a template as text; arguments as `page`."""
     language = language_of(request)
-    return environment().get_template(template).render(
-        t=partial(translate, language),
-        language=language,
-        languages=LANGUAGES,
-        csrf=request.state.csrf,
-        path=request.url.path,
-        nav=request.app.state.nav,
-        has_token=bool(request.app.state.settings.token),
-        **values,
+    return (
+        environment()
+        .get_template(template)
+        .render(
+            t=partial(translate, language),
+            language=language,
+            languages=LANGUAGES,
+            csrf=request.state.csrf,
+            path=request.url.path,
+            nav=request.app.state.nav,
+            has_token=bool(request.app.state.settings.token),
+            **values,
+        )
     )
 
 
