@@ -102,12 +102,12 @@ class EventStore:
         """Open the store, make it when it does not exist, and bring its schema up to date.
 
         Args:
-            target: a file, or `postgresql://user@host/database`.
+            target: a file, `sqlite:///path` or `postgresql://user@host/database`.
 
         Raises:
             UserError: no database there, or one of a newer Polyloom.
         """
-        self.target = str(target)
+        self.target = str(target).removeprefix("sqlite:///")
         self._open = _postgres if self.target.startswith(POSTGRES) else _sqlite
         if self._open is _sqlite and "://" in self.target:
             raise UserError("is no store.", where=place(self.target), hint="Give a file or postgresql://host/database.")
