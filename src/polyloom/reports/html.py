@@ -325,19 +325,28 @@ def _interval_words(interval: str) -> str:
     return f"{_typographic(low)} to {_typographic(high)}"
 
 
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+def environment(*folders: Path) -> Environment:
+    """Return what renders the templates of `folders` and the reports' own: everything escaped, nothing undefined.
+
+    Args:
+        folders: where templates are looked for first.
+    """
+    made = Environment(
+        loader=FileSystemLoader([*folders, TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=lambda value: clean(value) if type(value) is str else value,
     )
-    environment.filters |= {"show": _show, "human": human, "interval": _interval_words, "relative": _relative}
-    environment.filters["duration"] = _duration
-    return environment
+    made.filters |= {"show": _show, "human": human, "interval": _interval_words, "relative": _relative}
+    made.filters["duration"] = _duration
+    return made
+
+
+@cache
+def _environment() -> Environment:
+    return environment()
 
 
 @cache
