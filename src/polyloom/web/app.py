@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from polyloom.core.errors import PolyloomError, UserError
+from polyloom.reports.html import stylesheet
+from polyloom.web.events import Hub
+from polyloom.web.jobs import Jobs
 from polyloom.web.pages import page_modules
 from polyloom.web.security import check_csrf, guard
 from polyloom.web.settings import Settings, kept_secret
 from polyloom.web.templating import STATIC, page, say
+
+TICK_SECONDS = 0.5
 
 
 class KeptFiles(StaticFiles):
@@ -46,11 +53,14 @@ def create_app(settings: Settings) -> FastAPI:
         dependencies=[Depends(check_csrf)],
     )
     app.state.settings = settings
+    app.state.jobs = Jobs(settings.runs, settings.num_jobs)
+    app.state.hub = Hub()
     modules = page_modules()
     for module in modules:
         app.include_router(module.router)
     entries = [entry for module in modules for entry in getattr(module, "NAV", ())]
     app.state.nav = sorted(entries, key=lambda entry: entry.order)
+    app.get("/static/report.css")(_report_style)
     app.mount("/static", KeptFiles(directory=STATIC))
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _unfit_request)
@@ -63,7 +73,29 @@ def create_app(settings: Settings) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    yield
+    task = asyncio.create_task(_keep_working(app.state.jobs))
+    try:
+        yield
+    finally:
+        app.state.hub.closing.set()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _keep_working(jobs: Jobs) -> None:
+    """Start the next runs and note those that ended, for as long as the server lives."""
+    while True:
+        try:
+            await asyncio.to_thread(jobs.tick)
+        except Exception:  # A run that cannot be started must not keep the others waiting.
+            logging.getLogger(__name__).exception("the queue of runs stumbled")
+        await asyncio.sleep(TICK_SECONDS)
+
+
+def _report_style() -> Response:
+    headers = {"cache-control": "public, max-age=31536000, immutable"}
+    return PlainTextResponse(stylesheet(), media_type="text/css", headers=headers)
 
 
 def _error_page(request: Request, status: int, title: str, detail: str) -> HTMLResponse:

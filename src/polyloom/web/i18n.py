@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from polyloom.core.registry import RoomCard
+
 CATALOGUE = Path(__file__).with_name("catalogue.yaml")
 LANGUAGES = {"en": "English", "zh": "中文"}
 DEFAULT = "en"
@@ -25,7 +27,7 @@ def _flat(prefix: str, node: dict[str, Any]) -> list[tuple[str, dict[str, str]]]
     found: list[tuple[str, dict[str, str]]] = []
     for name, value in node.items():
         key = f"{prefix}{name}"
-        if DEFAULT in value:
+        if value.keys() <= LANGUAGES.keys():
             found.append((key, {language: str(text) for language, text in value.items()}))
         else:
             found += _flat(f"{key}.", value)
@@ -53,9 +55,10 @@ def translate(language: str, key: str, **values: object) -> str:
     return text.get(language, text[DEFAULT]).format(**values)
 
 
-def known(key: str) -> bool:
-    """Return whether the catalogue has a text for `key`."""
-    return key in catalogue()
+def room_text(language: str, card: RoomCard, part: str) -> str:
+    """Return a room's `title` or `question`: the card's own words, or the catalogue's where it translates them."""
+    own: str = getattr(card, part)
+    return catalogue().get(f"room.{card.name}.{part}", {}).get(language, own)
 
 
 def choose_language(cookie: str | None, accepted: str) -> str:
@@ -74,7 +77,7 @@ def choose_language(cookie: str | None, accepted: str) -> str:
     return DEFAULT
 
 
-def moment(text: str, language: str) -> str:
+def moment(language: str, text: str) -> str:
     """Return an ISO time as people write it, in the server's time zone; other text is returned as it is."""
     try:
         when = datetime.fromisoformat(text).astimezone()

@@ -37,7 +37,15 @@ def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=2,
         )
         with listening:
-            uvicorn.Server(config).run(sockets=[listening])
+            _Server(config).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """Ends the streams of events first: they would keep the server waiting."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.app.state.hub.closing.set()  # type: ignore[union-attr]
+        await super().shutdown(sockets)
 
 
 def bind(host: str, port: int) -> socket.socket:

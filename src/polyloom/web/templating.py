@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from polyloom.reports.text import clean, human, one_line
-from polyloom.web.i18n import LANGUAGES, choose_language, known, moment, translate
+from polyloom.reports.html import environment, stylesheet
+from polyloom.reports.text import one_line
+from polyloom.web.i18n import LANGUAGES, choose_language, moment, room_text, translate
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
@@ -35,10 +36,12 @@ def render(request: Request, template: str, **values: Any) -> str:
     """Render a template as text; arguments as `page`."""
     language = language_of(request)
     return (
-        environment()
+        templates()
         .get_template(template)
         .render(
             t=partial(translate, language),
+            room_text=partial(room_text, language),
+            moment=partial(moment, language),
             language=language,
             languages=LANGUAGES,
             csrf=request.state.csrf,
@@ -61,23 +64,17 @@ def say(request: Request, key: str, **values: object) -> str:
 
 
 @cache
-def environment() -> Environment:
+def templates() -> Environment:
     """Return the templates' environment."""
-    made = Environment(
-        loader=FileSystemLoader([HERE / "templates", HERE.parent / "reports" / "templates"]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: clean(value) if type(value) is str else value,
-    )
-    made.globals |= {"static": static_url, "known": known}
-    made.filters |= {"human": human, "one_line": one_line, "moment": moment, "segment": partial(quote, safe="")}
+    made = environment(HERE / "templates")
+    made.globals["static"] = static_url
+    made.filters |= {"one_line": one_line, "segment": partial(quote, safe="")}
     return made
 
 
 @cache
 def static_url(name: str) -> str:
     """Return the address of a static file; it changes with the file's content, so browsers may keep it for ever."""
-    digest = hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:12]
+    data = stylesheet().encode() if name == "report.css" else (STATIC / name).read_bytes()
+    digest = hashlib.sha256(data).hexdigest()[:12]
     return f"/static/{name}?v={digest}"

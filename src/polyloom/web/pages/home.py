@@ -2,19 +2,68 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from polyloom.core.registry import rooms
+from polyloom.core.registry import card, rooms
+from polyloom.runs.index import Row
+from polyloom.web.events import Snapshot
+from polyloom.web.jobs import LIVE
+from polyloom.web.live import Bar, read_log
+from polyloom.web.looking import rows_of, runs_root
 from polyloom.web.pages import Nav
-from polyloom.web.templating import page
+from polyloom.web.templating import language_of, page, render
 
 router = APIRouter()
 NAV = (Nav("home", "/", 0),)
+NUM_NEWEST = 8
 
 
 @router.get("/")
 def home(request: Request) -> Response:
     """Show the first page."""
-    return page(request, "home.html.j2", rooms=list(rooms().values()))
+    rows = rows_of(request)
+    last: dict[str, Row] = {}
+    for row in rows:
+        if row.status == "done" and row.verb == "study":
+            last.setdefault(row.room, row)
+    return page(
+        request,
+        "home.html.j2",
+        tour=card("tour"),
+        rooms=list(rooms().values()),
+        last=last,
+        newest=rows[:NUM_NEWEST],
+        num_runs=len(rows),
+        strip=strip(request, rows),
+    )
+
+
+@router.get("/events")
+async def events(request: Request) -> Response:
+    """Follow what waits and what is at work."""
+    key = f"strip:{language_of(request)}"
+    hub = request.app.state.hub
+    response: Response = hub.response(key, partial(strip_snapshot, request))
+    return response
+
+
+def strip_snapshot(request: Request) -> Snapshot:
+    """Return the strip of runs at work, and a part that changes when a run began or ended."""
+    rows = rows_of(request, steps=True)
+    changes = " ".join(f"{row.id}:{row.status}" for row in rows if row.status in LIVE)
+    return Snapshot({"strip": strip(request, rows), "listing": changes})
+
+
+def strip(request: Request, rows: list[Row]) -> str:
+    """Render the strip of runs that wait or are at work."""
+    live = [(row, _bar(request, row)) for row in rows if row.status in LIVE and not row.parent]
+    return render(request, "strip.html.j2", live=live)
+
+
+def _bar(request: Request, row: Row) -> Bar | None:
+    bars, _ = read_log(runs_root(request) / row.id)
+    return next((bar for bar in reversed(bars) if bar.done < bar.total), bars[-1] if bars else None)

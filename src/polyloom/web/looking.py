@@ -1,0 +1,145 @@
+"""What pages know of runs: the run of a request, lists with the queue's own statuses, findings that are drawn once."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from polyloom.core.errors import MissingExtra, PolyloomError
+from polyloom.core.result import Result, read_result
+from polyloom.reports.figures import figures_for
+from polyloom.reports.html import render_findings
+from polyloom.reports.svg import embed
+from polyloom.runs.folder import Manifest, current_status, read_manifest
+from polyloom.runs.index import Row, list_runs
+from polyloom.web.jobs import LIVE, Jobs
+from polyloom.web.security import confined
+from polyloom.web.settings import Settings
+
+MAX_DRAWN = 64
+# matplotlib draws one figure at a time.
+_drawing = threading.Lock()
+_drawn: OrderedDict[tuple[str, str, int], str] = OrderedDict()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A run as its page sees it."""
+
+    folder: Path
+    manifest: Manifest
+    status: str
+
+    @property
+    def live(self) -> bool:
+        """Whether it waits or is at work."""
+        return self.status in LIVE
+
+
+def jobs_of(request: Request) -> Jobs:
+    """Return the queue."""
+    jobs: Jobs = request.app.state.jobs
+    return jobs
+
+
+def runs_root(request: Request) -> Path:
+    """Return the runs folder."""
+    settings: Settings = request.app.state.settings
+    return settings.runs
+
+
+def see(request: Request, name: str) -> Seen:
+    """Return the run that a request names.
+
+    Raises:
+        HTTPException: 404, there is no such run.
+    """
+    folder = confined(runs_root(request), name)
+    if folder.parent != runs_root(request).resolve() or not (folder / "run.json").is_file():
+        raise HTTPException(404)
+    try:
+        manifest = read_manifest(folder)
+    except PolyloomError as error:
+        raise HTTPException(409, str(error)) from error
+    return Seen(folder, manifest, jobs_of(request).status(name, current_status(folder, manifest)))
+
+
+def rows_of(request: Request, room: str = "", status: str = "", words: str = "", steps: bool = False) -> list[Row]:
+    """Return runs, newest first.
+
+    Args:
+        request: the request.
+        room: only of this room.
+        status: only of this status.
+        words: only those whose name, room, verb, verdict or error hold this text.
+        steps: also the steps of tours.
+    """
+    jobs = jobs_of(request)
+    found = []
+    for row in list_runs(runs_root(request), room or None):
+        row = row._replace(status=jobs.status(row.id, row.status))
+        if row.parent and not steps:
+            continue
+        if status and row.status != status:
+            continue
+        text = f"{row.id} {row.room} {row.verb} {row.verdict} {row.error or ''}".casefold()
+        if words.strip().casefold() in text:
+            found.append(row)
+    return found
+
+
+def children(request: Request, name: str) -> list[Row]:
+    """Return the runs that are steps of a run, the oldest first."""
+    jobs = jobs_of(request)
+    rows = [row for row in list_runs(runs_root(request)) if row.parent == name]
+    return [row._replace(status=jobs.status(row.id, row.status)) for row in reversed(rows)]
+
+
+def result_of(folder: Path) -> Result | None:
+    """Return a run's result, or None where there is none that can be read."""
+    try:
+        return read_result(folder / "result.json") if (folder / "result.json").exists() else None
+    except PolyloomError:
+        return None
+
+
+def findings(folder: Path) -> str:
+    """Return what a run found as a part of a page, as its report shows it."""
+    return _once("findings", folder, render_findings)
+
+
+def first_figure(folder: Path) -> str:
+    """Return the first figure of a run's report, or nothing where it has none."""
+    return _once("figure", folder, _first_figure)
+
+
+def _first_figure(result: Result) -> str:
+    try:
+        figures = figures_for(result)
+    except MissingExtra:
+        return ""
+    if not figures:
+        return ""
+    figure = figures[0]
+    return embed(figure.svg, "first-figure", figure.name, figure.description or figure.caption)
+
+
+def _once(what: str, folder: Path, make: Callable[[Result], str]) -> str:
+    """Draw a part of a page, or take it from the last time where the result is still the same file."""
+    path = folder / "result.json"
+    if not path.exists():
+        return ""
+    key = (what, str(path), path.stat().st_mtime_ns)
+    with _drawing:
+        if key not in _drawn:
+            _drawn[key] = make(read_result(path))
+        _drawn.move_to_end(key)
+        while len(_drawn) > MAX_DRAWN:
+            _drawn.popitem(last=False)
+        return _drawn[key]

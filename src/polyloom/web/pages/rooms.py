@@ -1,0 +1,46 @@
+"""Rooms: what each asks, what computes its equations, and what it found last."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from polyloom.core.registry import card, rooms
+from polyloom.web.looking import first_figure, result_of, rows_of, runs_root
+from polyloom.web.pages import Nav
+from polyloom.web.templating import page
+
+router = APIRouter()
+NAV = (Nav("rooms", "/rooms", 20),)
+NUM_RUNS = 8
+
+
+@router.get("/rooms")
+def list_rooms(request: Request) -> Response:
+    """Show all rooms."""
+    last = {}
+    for row in rows_of(request):
+        if row.status == "done" and row.verb == "study":
+            last.setdefault(row.room, row)
+    return page(request, "rooms/list.html.j2", rooms=list(rooms().values()), last=last)
+
+
+@router.get("/rooms/{name}")
+def show(request: Request, name: str) -> Response:
+    """Show a room."""
+    if name != "tour" and name not in rooms():
+        raise HTTPException(404)
+    rows = rows_of(request, name, steps=True)
+    done = next((row for row in rows if row.status == "done" and row.verb in ("study", "run")), None)
+    result = result_of(runs_root(request) / done.id) if done else None
+    return page(
+        request,
+        "rooms/room.html.j2",
+        room=card(name),
+        rows=rows[:NUM_RUNS],
+        done=done,
+        result=result,
+        figure=first_figure(runs_root(request) / done.id) if done and result else "",
+    )
