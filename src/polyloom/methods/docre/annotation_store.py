@@ -92,9 +92,8 @@ class AnnotationStore:
 
     def proposals(self, document: str) -> list[Proposal]:
         """Return the document's recommendations, best first, with scores and who proposed them."""
-        rows = [row for entry in self.store.entries(self.project, document, "") for row in entry.body["triples"]]
-        rows.sort(key=lambda row: (-row[4], row[0], row[2], row[1]))
-        return [(Triple(h, r, t, tuple(evidence)), score, source) for h, r, t, evidence, score, source in rows]
+        entries = self.store.entries(self.project, document, "")
+        return _proposals([row for entry in entries for row in entry.body["triples"]])
 
     def recommended(self, document: str) -> list[Triple]:
         """Return the document's recommendations, best first."""
@@ -125,6 +124,18 @@ class AnnotationStore:
 
         stream = Stream(self.project, event.document, event.user)
         return self.store.append(stream, event.operation, _body(event), token=token, at=event.time, check=check)
+
+    def whole_log(self) -> tuple[dict[str, list[Proposal]], dict[tuple[str, str], list[Event]]]:
+        """Return all recommendations by document, and all events by document and user, read at once."""
+        proposals: dict[str, list[Proposal]] = {}
+        events: dict[tuple[str, str], list[Event]] = {}
+        for entry in self.store.entries(self.project):
+            _, document, user = entry.stream
+            if user:
+                events.setdefault((document, user), []).append(event_of(entry))
+            else:
+                proposals[document] = _proposals(entry.body["triples"])
+        return proposals, events
 
     def events(self, document: str = "", user: str = "") -> list[Event]:
         """Return events in their order, of one document or user where named."""
@@ -195,6 +206,11 @@ class AnnotationStore:
             except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
                 raise UserError("is no event.", where=f"{path}:{number}") from error
             self.append(event)
+
+
+def _proposals(rows: Iterable[Any]) -> list[Proposal]:
+    best_first = sorted(rows, key=lambda row: (-row[4], row[0], row[2], row[1]))
+    return [(Triple(h, r, t, tuple(evidence)), score, source) for h, r, t, evidence, score, source in best_first]
 
 
 def log_lines(events: Iterable[Event]) -> str:
