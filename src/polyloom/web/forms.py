@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import types
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from polyloom.core.config import Config
 from polyloom.reports.text import human, sentence
 
 MAX_CHARACTERS = 20_000
+# So many fields are shown at least, and a form of so few is shown whole.
+MIN_SHOWN, MAX_SHOWN = 6, 9
 # What people set first; the other fields stand behind "more options".
 FIRST = ("profile", "model", "data", "text", "languages", "task", "seed", "rooms", "encoding")
 
@@ -27,7 +30,7 @@ class Control:
 
     Attributes:
         name: the configuration's field.
-        kind: `choice`, `choices`, `switch`, `number`, `line`, `prose` (many lines, one text) or `lines` (one item each).
+        kind: `choice`, `choices`, `switch`, `number`, `line`, `prose` (a text of many lines) or `lines` (an item each).
         label: its name in words.
         help: what it means.
         value: what the control shows: a text, or the texts that are chosen.
@@ -77,6 +80,11 @@ def make_form(
     controls = [_control(name, field, given, wrong.get(name, "")) for name, field in model.model_fields.items()]
     # The order of `FIRST` for what people set first, then the model's own.
     controls.sort(key=lambda control: FIRST.index(control.name) if control.name in FIRST else len(FIRST))
+    room = MIN_SHOWN - sum(control.first for control in controls)
+    if len(controls) <= MAX_SHOWN:
+        room = len(controls)
+    shown = {control.name for control in [control for control in controls if not control.first][: max(0, room)]}
+    controls = [dataclasses.replace(c, first=c.first or c.name in shown) for c in controls]
     return Form(tuple(controls), wrong.get("", ""))
 
 
@@ -185,7 +193,8 @@ def _text(value: Any) -> str:
 def _line(value: Any) -> str:
     """Return an item as one line of its own; as JSON where its text would not come back from a line."""
     text = _text(value)
-    return text if text and text == text.strip() and "\n" not in text and text[0] != '"' else json.dumps(text)
+    plain = text and text == text.strip() and text.isprintable() and text[0] != '"'
+    return text if plain else json.dumps(text)
 
 
 def _item(item: Any, line: str) -> Any:
@@ -205,7 +214,7 @@ def _read(field: FieldInfo, texts: Sequence[str]) -> tuple[bool, Any]:
     """
     item, many, optional = _shape(field)
     if many:
-        lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for text in texts for line in text.split("\n") if line.strip()]
         if not lines and optional:
             return True, None
         return True, [_item(item, line) for line in lines]

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from polyloom.core.registry import card, rooms
+from polyloom.core import registry
 from polyloom.runs.index import Row
 from polyloom.web.events import Snapshot
 from polyloom.web.jobs import LIVE
@@ -33,8 +33,8 @@ def home(request: Request) -> Response:
     return page(
         request,
         "home.html.j2",
-        tour=card("tour"),
-        rooms=list(rooms().values()),
+        tour=registry.card("tour"),
+        rooms=list(registry.rooms().values()),
         last=last,
         newest=rows[:NUM_NEWEST],
         num_runs=len(rows),

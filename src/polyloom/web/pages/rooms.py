@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from polyloom.core.registry import card, rooms
+from polyloom.core import registry
 from polyloom.web.looking import first_figure, result_of, rows_of, runs_root
 from polyloom.web.pages import Nav
 from polyloom.web.templating import page
@@ -24,13 +24,13 @@ def list_rooms(request: Request) -> Response:
     for row in rows_of(request):
         if row.status == "done" and row.verb == "study":
             last.setdefault(row.room, row)
-    return page(request, "rooms/list.html.j2", rooms=list(rooms().values()), last=last)
+    return page(request, "rooms/list.html.j2", rooms=list(registry.rooms().values()), last=last)
 
 
 @router.get("/rooms/{name}")
 def show(request: Request, name: str) -> Response:
     """Show a room."""
-    if name != "tour" and name not in rooms():
+    if name != "tour" and name not in registry.rooms():
         raise HTTPException(404)
     rows = rows_of(request, name, steps=True)
     done = next((row for row in rows if row.status == "done" and row.verb in ("study", "run")), None)
@@ -38,7 +38,7 @@ def show(request: Request, name: str) -> Response:
     return page(
         request,
         "rooms/room.html.j2",
-        room=card(name),
+        room=registry.card(name),
         rows=rows[:NUM_RUNS],
         done=done,
         result=result,

@@ -13,9 +13,10 @@ from starlette.responses import RedirectResponse, Response
 
 from polyloom.core.errors import PolyloomError
 from polyloom.core.files import read_text
-from polyloom.core.registry import rooms
+from polyloom.core import registry
 from polyloom.reports.commands import find_card, repeat_commands
 from polyloom.web.events import Snapshot
+from polyloom.web.jobs import read_job
 from polyloom.web.live import HEIGHT, WIDTH, read_curves, read_log
 from polyloom.web.looking import Seen, children, findings, jobs_of, result_of, rows_of, see
 from polyloom.web.pages import Nav
@@ -53,7 +54,7 @@ def list_all(
         num_pages=num_pages,
         address=f"/runs?{kept}{'&' if kept else ''}page=",
         given={**given, "steps": steps},
-        room_names=["tour", *rooms()],
+        room_names=["tour", *registry.rooms()],
         statuses=STATUSES,
     )
 
@@ -123,13 +124,16 @@ def curves(request: Request, seen: Seen) -> str:
     return render(request, "runs/curves.html.j2", curves=read_curves(seen.folder), width=WIDTH, height=HEIGHT)
 
 
-def elapsed(seen: Seen) -> int:
-    """Return the seconds since a run was made."""
+def elapsed(seen: Seen) -> str:
+    """Return how long ago a run was begun or went on, in words."""
+    job = read_job(seen.folder)
     try:
-        made = datetime.fromisoformat(seen.manifest.created)
-    except ValueError:
-        return 0
-    return max(0, int((datetime.now(made.tzinfo) - made).total_seconds()))
+        begun = datetime.fromisoformat(job.since if job else seen.manifest.created)
+        seconds = max(0, int((datetime.now(begun.tzinfo) - begun).total_seconds()))
+    except (ValueError, TypeError):
+        return ""
+    minutes, rest = divmod(seconds, 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 @router.post("/runs/{name}/{action}")
