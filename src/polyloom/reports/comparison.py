@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ ALPHA = 0.05
 UNITS = ("seed", "item", "document", "fold", "task", "pair")
 # Columns of words that say what was found.
 FOUND = ("word", "verdict", "status", "run")
+# Columns that say how sure a number is rather than what it is.
+STATISTICS = ("p", "sd", "se", "n", "d_z", "df", "low", "high", "pairs", "seeds", "runs")
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,8 @@ def _table_differences(name: str, first: Table, second: Table) -> list[tuple[str
     matched_by = ", ".join(one_line(first.columns[i]) for i in keys)
     found = []
     for i, column in enumerate(first.columns):
-        words = column.lower().replace("_", " ").split()
-        if i in keys or (words and words[-1] in (*FOUND, "low", "high")):
+        last = re.split(r"[ _]", column.strip().lower())[-1]
+        if i in keys or last in (*FOUND, *STATISTICS) or column.strip().lower() in STATISTICS:
             continue
         pairs = [(_number(a[key][i]), _number(b[key][i])) for key in a if key in b]
         found.append(
