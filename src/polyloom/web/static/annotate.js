@@ -11,6 +11,7 @@
   let busy = false;
   let current = null; // key of the candidate that is worked on
   let marking = false; // digits and arrows go to the sentences
+  let awaited = null; // key of the candidate that an event will bring
   let picked = null; // entity that was clicked first
   let since = performance.now();
 
@@ -74,6 +75,8 @@
     const had = desk.contains(document.activeElement) || document.activeElement === document.body;
     const order = cards().map((one) => one.dataset.key);
     desk.innerHTML = html;
+    if (awaited && cards().some((one) => one.dataset.key === awaited)) current = awaited;
+    awaited = null;
     if (current && !card()) {
       // Changed or gone: the one that stands in its place now.
       const fresh = cards().find((one) => !order.includes(one.dataset.key));
@@ -299,7 +302,7 @@
     error.hidden = head !== tail;
     if (head === tail) return event.preventDefault();
     picked = null;
-    current = `${head}|${relation}|${tail}`;
+    awaited = `${head}|${relation}|${tail}`;
     send("add", { head, relation, tail, evidence: "" });
   });
   for (const name of ["add", "change", "help"]) {
