@@ -40,6 +40,8 @@ def run_count(config: DemoConfig, run: Run) -> Result:
 def _one(config: DemoConfig, run: Run, step: int) -> int:
     run.log(step=step, loss=1.0 / (1 + step))
     time.sleep(config.seconds)
+    while (run.path / "hold").exists() and not run.stop_requested:
+        time.sleep(0.05)
     marker = run.path / "killed"
     if step == config.kill_at and not marker.exists():
         marker.touch()

@@ -51,6 +51,18 @@ def test_twenty_followers_share_the_snapshots_and_see_only_what_changed(monkeypa
     assert len(made) <= 12
 
 
+def test_a_change_is_told_to_those_who_have_not_seen_it(monkeypatch):
+    monkeypatch.setattr(events, "PERIOD_SECONDS", 0.02)
+    marks = iter(["a", "a", "b", "b"])
+
+    def make() -> Snapshot:
+        mark = next(marks)
+        return Snapshot({}, mark, ended=mark == "b")
+
+    assert asyncio.run(collect(Hub().follow("list", make, "a"))) == [("changed", ""), ("ended", "")]
+    assert asyncio.run(collect(Hub().follow("list", lambda: Snapshot(mark="b", ended=True), "b"))) == [("ended", "")]
+
+
 def test_a_server_that_ends_ends_the_streams():
     async def close() -> list[tuple[str, str]]:
         hub = Hub()

@@ -85,10 +85,10 @@ def compare_figures(first: Result, second: Result) -> list[FigurePair]:
 
 
 def _figure(name: str, first: Scalar | None, second: Scalar | None) -> FigurePair:
-    shown = [format_scalar(scalar) if scalar else MISSING for scalar in (first, second)]
+    left, right = (format_scalar(scalar) if scalar else MISSING for scalar in (first, second))
     numbers = [_number(scalar.value) if scalar else None for scalar in (first, second)]
     if numbers[0] is None or numbers[1] is None or first is None or second is None or first.unit != second.unit:
-        return FigurePair(name, *shown)
+        return FigurePair(name, left, right)
     difference = numbers[1] - numbers[0]
     widths = [
         (scalar.high - scalar.low) / 2
@@ -98,7 +98,7 @@ def _figure(name: str, first: Scalar | None, second: Scalar | None) -> FigurePai
     low = high = None
     if len(widths) == 2:
         low, high = difference - math.hypot(*widths), difference + math.hypot(*widths)
-    return FigurePair(name, *shown, *format_interval(difference, low, high))
+    return FigurePair(name, left, right, *format_interval(difference, low, high))
 
 
 def compare_rows(first: Result, second: Result) -> list[RowDifference]:

@@ -67,7 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(PolyloomError, _polyloom_error)
     app.add_exception_handler(Exception, _defect)
     secret = kept_secret(settings.folder / "secret")
-    app.add_middleware(guard, settings=settings, secret=secret)  # type: ignore[arg-type]
+    app.add_middleware(guard, settings=settings, secret=secret)
     return app
 
 

@@ -16,9 +16,16 @@ MAX_KEPT = 256
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is to be seen now: pieces of pages by the name of their event, and whether nothing more will come."""
+    """What is to be seen now.
+
+    Attributes:
+        parts: pieces of pages by the name of their event.
+        mark: what stands for the part of a page that is not sent: when it changes, the event `changed` says so.
+        ended: whether nothing more will come.
+    """
 
     parts: dict[str, str] = field(default_factory=dict)
+    mark: str = ""
     ended: bool = False
 
 
@@ -50,12 +57,13 @@ class Hub:
             self._making.pop(oldest, None)
         return snapshot
 
-    async def follow(self, key: str, make: Callable[[], Snapshot]) -> AsyncIterator[bytes]:
+    async def follow(self, key: str, make: Callable[[], Snapshot], mark: str = "") -> AsyncIterator[bytes]:
         """Yield events until the snapshot says that it ended, or the server ends.
 
         Args:
             key: what is followed, and in which language.
             make: makes its snapshot.
+            mark: the mark of what the follower has already.
         """
         sent: dict[str, str] = {}
         beat = time.monotonic()
@@ -66,6 +74,9 @@ class Hub:
                     sent[name] = text
                     beat = time.monotonic()
                     yield event(name, text)
+            if snapshot.mark != mark:
+                mark = snapshot.mark
+                yield event("changed", "")
             if snapshot.ended:
                 yield event("ended", "")
                 return
@@ -77,10 +88,10 @@ class Hub:
             except TimeoutError:
                 continue
 
-    def response(self, key: str, make: Callable[[], Snapshot]) -> StreamingResponse:
-        """Return the response that follows a snapshot."""
+    def response(self, key: str, make: Callable[[], Snapshot], mark: str = "") -> StreamingResponse:
+        """Return the response that follows a snapshot; arguments as `follow`."""
         return StreamingResponse(
-            self.follow(key, make), media_type="text/event-stream", headers={"x-accel-buffering": "no"}
+            self.follow(key, make, mark), media_type="text/event-stream", headers={"x-accel-buffering": "no"}
         )
 
 

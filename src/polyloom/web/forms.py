@@ -137,6 +137,7 @@ def _control(name: str, field: FieldInfo, given: Mapping[str, Any], error: str) 
     item, many, optional = _shape(field)
     default = None if field.is_required() else field.get_default(call_default_factory=True)
     value = given.get(name, default)
+    options: tuple[str, ...] = ()
     if item is bool and optional:
         kind, options = "choice", ("", "true", "false")
     elif get_origin(item) is Literal:
@@ -144,7 +145,6 @@ def _control(name: str, field: FieldInfo, given: Mapping[str, Any], error: str) 
         kind = "choices" if many else "choice"
         options = ("", *options) if optional and not many else options
     else:
-        options = ()
         kind = "lines" if many else "switch" if item is bool else "number" if item in (int, float) else "line"
     shown: str | tuple[str, ...] = _text(value)
     if isinstance(value, list | tuple):

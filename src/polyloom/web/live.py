@@ -96,8 +96,8 @@ def draw(name: str, series: list[float]) -> Curve:
     span = (high - low) or 1.0
     across = WIDTH / max(1, len(kept) - 1)
     places = (f"{i * across:.1f},{HEIGHT - (y - low) / span * HEIGHT:.1f}" for i, y in enumerate(kept))
-    shown = [format_number(value) for value in (series[-1], low, high)]
-    return Curve(human(name), " ".join(places), *shown, len(series))
+    last, least, greatest = (format_number(value) for value in (series[-1], low, high))
+    return Curve(human(name), " ".join(places), last, least, greatest, len(series))
 
 
 def _tail(path: Path, limit: int) -> str:

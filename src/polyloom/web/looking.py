@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -92,6 +93,12 @@ def rows_of(request: Request, room: str = "", status: str = "", words: str = "",
         if words.strip().casefold() in text:
             found.append(row)
     return found
+
+
+def mark_of(rows: list[Row]) -> str:
+    """Return a short mark of which runs there are and how they stand."""
+    text = " ".join(f"{row.id}:{row.status}" for row in rows)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def children(request: Request, name: str) -> list[Row]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,7 +14,7 @@ from polyloom.runs.index import Row
 from polyloom.web.events import Snapshot
 from polyloom.web.jobs import LIVE
 from polyloom.web.live import Bar, read_log
-from polyloom.web.looking import rows_of, runs_root
+from polyloom.web.looking import mark_of, rows_of, runs_root
 from polyloom.web.pages import Nav
 from polyloom.web.templating import language_of, page, render
 
@@ -25,9 +26,10 @@ NUM_NEWEST = 8
 @router.get("/")
 def home(request: Request) -> Response:
     """Show the first page."""
-    rows = rows_of(request)
+    every = rows_of(request, steps=True)
+    rows = [row for row in every if not row.parent]
     last: dict[str, Row] = {}
-    for row in rows:
+    for row in every:
         if row.status == "done" and row.verb == "study":
             last.setdefault(row.room, row)
     return page(
@@ -39,23 +41,22 @@ def home(request: Request) -> Response:
         newest=rows[:NUM_NEWEST],
         num_runs=len(rows),
         strip=strip(request, rows),
+        mark=mark_of(every),
     )
 
 
 @router.get("/events")
-async def events(request: Request) -> Response:
-    """Follow what waits and what is at work."""
+async def events(request: Request, mark: Annotated[str, Query(max_length=64)] = "") -> Response:
+    """Follow what waits and what is at work; `mark` is what the page shows already."""
     key = f"strip:{language_of(request)}"
-    hub = request.app.state.hub
-    response: Response = hub.response(key, partial(strip_snapshot, request))
+    response: Response = request.app.state.hub.response(key, partial(strip_snapshot, request), mark)
     return response
 
 
 def strip_snapshot(request: Request) -> Snapshot:
-    """Return the strip of runs at work, and a part that changes when a run began or ended."""
+    """Return the strip of runs at work, and the mark of the lists, which changes when a run begins or ends."""
     rows = rows_of(request, steps=True)
-    changes = " ".join(f"{row.id}:{row.status}" for row in rows if row.status in LIVE)
-    return Snapshot({"strip": strip(request, rows), "listing": changes})
+    return Snapshot({"strip": strip(request, rows)}, mark_of(rows))
 
 
 def strip(request: Request, rows: list[Row]) -> str:

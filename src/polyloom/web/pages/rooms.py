@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from polyloom.core import registry
+from polyloom.runs.index import Row
 from polyloom.web.looking import first_figure, result_of, rows_of, runs_root
 from polyloom.web.pages import Nav
 from polyloom.web.templating import page
@@ -20,8 +21,8 @@ NUM_RUNS = 8
 @router.get("/rooms")
 def list_rooms(request: Request) -> Response:
     """Show all rooms."""
-    last = {}
-    for row in rows_of(request):
+    last: dict[str, Row] = {}
+    for row in rows_of(request, steps=True):
         if row.status == "done" and row.verb == "study":
             last.setdefault(row.room, row)
     return page(request, "rooms/list.html.j2", rooms=list(registry.rooms().values()), last=last)

@@ -11,14 +11,14 @@ from fastapi import APIRouter, Form, Query
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from polyloom.core import registry
 from polyloom.core.errors import PolyloomError
 from polyloom.core.files import read_text
-from polyloom.core import registry
 from polyloom.reports.commands import find_card, repeat_commands
 from polyloom.web.events import Snapshot
 from polyloom.web.jobs import read_job
 from polyloom.web.live import HEIGHT, WIDTH, read_curves, read_log
-from polyloom.web.looking import Seen, children, findings, jobs_of, result_of, rows_of, see
+from polyloom.web.looking import Seen, children, findings, jobs_of, mark_of, result_of, rows_of, see
 from polyloom.web.pages import Nav
 from polyloom.web.pages.files import files_of
 from polyloom.web.templating import language_of, page, render, say
@@ -41,6 +41,7 @@ def list_all(
 ) -> Response:
     """List the runs, newest first."""
     rows = rows_of(request, room, status, q, steps)
+    every = rows_of(request, steps=True)
     num_pages = max(1, -(-len(rows) // PAGE_LENGTH))
     number = min(number, num_pages)
     given = {"room": room, "status": status, "q": q, "steps": "true" if steps else ""}
@@ -56,6 +57,7 @@ def list_all(
         given={**given, "steps": steps},
         room_names=["tour", *registry.rooms()],
         statuses=STATUSES,
+        mark=mark_of(every),
     )
 
 
