@@ -121,9 +121,12 @@ def studio(start_studio: Callable[..., Studio]) -> Studio:
     return start_studio()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Return a headless Chromium; skips where there is none."""
+    """Return a headless Chromium; skips where there is none.
+
+    One a module: while it lives, playwright has this thread's event loop, and tests of other modules need their own.
+    """
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip("no Chromium on the path; scripts/setup-browser installs it")
