@@ -78,14 +78,19 @@ def make_form(
     """
     given, wrong = values or {}, errors or {}
     controls = [_control(name, field, given, wrong.get(name, "")) for name, field in model.model_fields.items()]
-    # The order of `FIRST` for what people set first, then the model's own.
-    controls.sort(key=lambda control: FIRST.index(control.name) if control.name in FIRST else len(FIRST))
+    # The order of `FIRST` for what people set first, then the model's own fields, then those that it inherits.
+    own = set(model.__annotations__)
+    controls.sort(key=lambda control: (_place(control.name), control.name not in own))
     room = MIN_SHOWN - sum(control.first for control in controls)
     if len(controls) <= MAX_SHOWN:
         room = len(controls)
     shown = {control.name for control in [control for control in controls if not control.first][: max(0, room)]}
     controls = [dataclasses.replace(c, first=c.first or c.name in shown) for c in controls]
     return Form(tuple(controls), wrong.get("", ""))
+
+
+def _place(name: str) -> int:
+    return FIRST.index(name) if name in FIRST else len(FIRST)
 
 
 def read_form(model: type[Config], entered: Mapping[str, Sequence[str]]) -> tuple[Config | None, Form]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from polyloom.web.settings import Settings
 MAX_DRAWN = 64
 # matplotlib draws one figure at a time.
 _drawing = threading.Lock()
-_drawn: OrderedDict[tuple[str, str, int], str] = OrderedDict()
+_drawn: OrderedDict[tuple[str, int], _Drawing] = OrderedDict()
 
 
 @dataclass(frozen=True)
@@ -116,37 +115,55 @@ def result_of(folder: Path) -> Result | None:
         return None
 
 
+@dataclass(frozen=True)
+class Glance:
+    """The first figure of a run's report, for a page that shows many runs."""
+
+    run: str
+    name: str
+    svg: str
+
+
 def findings(folder: Path) -> str:
     """Return what a run found as a part of a page, as its report shows it."""
-    return _once("findings", folder, render_findings)
+    found = _drawing_of(folder)
+    return found.findings if found else ""
 
 
-def first_figure(folder: Path) -> str:
-    """Return the first figure of a run's report, or nothing where it has none."""
-    return _once("figure", folder, _first_figure)
+def first_figure(folder: Path) -> Glance | None:
+    """Return the first figure of a run's report, or None where it has none."""
+    found = _drawing_of(folder)
+    return found.glance if found else None
 
 
-def _first_figure(result: Result) -> str:
-    try:
-        figures = figures_for(result)
-    except MissingExtra:
-        return ""
-    if not figures:
-        return ""
-    figure = figures[0]
-    return embed(figure.svg, "first-figure", figure.name, figure.description or figure.caption)
+@dataclass(frozen=True)
+class _Drawing:
+    findings: str
+    glance: Glance | None
 
 
-def _once(what: str, folder: Path, make: Callable[[Result], str]) -> str:
-    """Draw a part of a page, or take it from the last time where the result is still the same file."""
+def _drawing_of(folder: Path) -> _Drawing | None:
+    """Draw a result, or take it from the last time where it is still the same file."""
     path = folder / "result.json"
     if not path.exists():
-        return ""
-    key = (what, str(path), path.stat().st_mtime_ns)
+        return None
+    key = (str(path), path.stat().st_mtime_ns)
     with _drawing:
         if key not in _drawn:
-            _drawn[key] = make(read_result(path))
+            _drawn[key] = _draw(read_result(path))
         _drawn.move_to_end(key)
         while len(_drawn) > MAX_DRAWN:
             _drawn.popitem(last=False)
         return _drawn[key]
+
+
+def _draw(result: Result) -> _Drawing:
+    try:
+        figures = figures_for(result)
+    except MissingExtra:
+        return _Drawing(render_findings(result), None)
+    if not figures:
+        return _Drawing(render_findings(result, figures=[]), None)
+    first = figures[0]
+    svg = embed(first.svg, f"glance-{result.run}", first.name, first.description or first.caption)
+    return _Drawing(render_findings(result, figures=figures), Glance(result.run, first.name, svg))

@@ -38,6 +38,7 @@ def home(request: Request) -> Response:
         tour=registry.card("tour"),
         rooms=list(registry.rooms().values()),
         last=last,
+        newest_study=next(iter(last.values()), None),
         newest=rows[:NUM_NEWEST],
         num_runs=len(rows),
         strip=strip(request, rows),

@@ -28,13 +28,24 @@ def list_rooms(request: Request) -> Response:
     return page(request, "rooms/list.html.j2", rooms=list(registry.rooms().values()), last=last)
 
 
+@router.get("/rooms/{name}/figure")
+def figure(request: Request, name: str) -> Response:
+    """Give the first figure of a room's last study as a part of a page; pages ask for it when it comes into sight."""
+    done = _last_study(rows_of(request, name, "done", steps=True))
+    return page(request, "rooms/figure.html.j2", figure=first_figure(runs_root(request) / done.id) if done else None)
+
+
+def _last_study(rows: list[Row]) -> Row | None:
+    return next((row for row in rows if row.status == "done" and row.verb in ("study", "run")), None)
+
+
 @router.get("/rooms/{name}")
 def show(request: Request, name: str) -> Response:
     """Show a room."""
     if name != "tour" and name not in registry.rooms():
         raise HTTPException(404)
     rows = rows_of(request, name, steps=True)
-    done = next((row for row in rows if row.status == "done" and row.verb in ("study", "run")), None)
+    done = _last_study(rows)
     result = result_of(runs_root(request) / done.id) if done else None
     return page(
         request,
@@ -43,5 +54,5 @@ def show(request: Request, name: str) -> Response:
         rows=rows[:NUM_RUNS],
         done=done,
         result=result,
-        figure=first_figure(runs_root(request) / done.id) if done and result else "",
+        figure=first_figure(runs_root(request) / done.id) if done and result else None,
     )
