@@ -70,27 +70,39 @@ def see(request: Request, name: str) -> Seen:
     return Seen(folder, manifest, jobs_of(request).status(name, current_status(folder, manifest)))
 
 
-def rows_of(request: Request, room: str = "", status: str = "", words: str = "", steps: bool = False) -> list[Row]:
-    """Return runs, newest first.
+def rows_of(request: Request) -> list[Row]:
+    """Return all runs, newest first, with the statuses that the queue knows."""
+    jobs = jobs_of(request)
+    return [row._replace(status=jobs.status(row.id, row.status)) for row in list_runs(runs_root(request))]
+
+
+def chosen(rows: list[Row], *, room: str = "", status: str = "", words: str = "", steps: bool = True) -> list[Row]:
+    """Return some of the runs.
 
     Args:
-        request: the request.
+        rows: the runs.
         room: only of this room.
         status: only of this status.
         words: only those whose name, room, verb, verdict or error hold this text.
         steps: also the steps of tours.
     """
-    jobs = jobs_of(request)
-    found = []
-    for row in list_runs(runs_root(request), room or None):
-        row = row._replace(status=jobs.status(row.id, row.status))
-        if row.parent and not steps:
-            continue
-        if status and row.status != status:
-            continue
-        text = f"{row.id} {row.room} {row.verb} {row.verdict} {row.error or ''}".casefold()
-        if words.strip().casefold() in text:
-            found.append(row)
+    sought = words.strip().casefold()
+    return [
+        row
+        for row in rows
+        if (not room or row.room == room)
+        and (not status or row.status == status)
+        and (steps or not row.parent)
+        and (not sought or sought in f"{row.id} {row.room} {row.verb} {row.verdict} {row.error or ''}".casefold())
+    ]
+
+
+def last_studies(rows: list[Row]) -> dict[str, Row]:
+    """Return the newest study of each room that is done."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        if row.status == "done" and row.verb == "study":
+            found.setdefault(row.room, row)
     return found
 
 
@@ -102,9 +114,7 @@ def mark_of(rows: list[Row]) -> str:
 
 def children(request: Request, name: str) -> list[Row]:
     """Return the runs that are steps of a run, the oldest first."""
-    jobs = jobs_of(request)
-    rows = [row for row in list_runs(runs_root(request)) if row.parent == name]
-    return [row._replace(status=jobs.status(row.id, row.status)) for row in reversed(rows)]
+    return [row for row in reversed(rows_of(request)) if row.parent == name]
 
 
 def result_of(folder: Path) -> Result | None:

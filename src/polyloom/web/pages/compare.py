@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from polyloom.reports.comparison import compare_figures, compare_options, compare_rows
-from polyloom.web.looking import result_of, rows_of, see
+from polyloom.web.looking import chosen, result_of, rows_of, see
 from polyloom.web.templating import page
 
 router = APIRouter()
@@ -22,7 +22,7 @@ def compare(request: Request, run: Annotated[list[str], Query(max_length=20)] = 
     names = [name for name in run if name]
     results = [result_of(see(request, name).folder) for name in names]
     first, second = results if len(results) == 2 else (None, None)
-    done = [row.id for row in rows_of(request, status="done", steps=True)][:MAX_CHOICES]
+    done = [row.id for row in chosen(rows_of(request), status="done")][:MAX_CHOICES]
     both = first is not None and second is not None
     return page(
         request,

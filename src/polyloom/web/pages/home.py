@@ -14,7 +14,7 @@ from polyloom.runs.index import Row
 from polyloom.web.events import Snapshot
 from polyloom.web.jobs import LIVE
 from polyloom.web.live import Bar, read_log
-from polyloom.web.looking import mark_of, rows_of, runs_root
+from polyloom.web.looking import chosen, last_studies, mark_of, rows_of, runs_root
 from polyloom.web.pages import Nav
 from polyloom.web.templating import language_of, page, render
 
@@ -26,12 +26,9 @@ NUM_NEWEST = 8
 @router.get("/")
 def home(request: Request) -> Response:
     """Show the first page."""
-    every = rows_of(request, steps=True)
-    rows = [row for row in every if not row.parent]
-    last: dict[str, Row] = {}
-    for row in every:
-        if row.status == "done" and row.verb == "study":
-            last.setdefault(row.room, row)
+    every = rows_of(request)
+    rows = chosen(every, steps=False)
+    last = last_studies(every)
     return page(
         request,
         "home.html.j2",
@@ -56,7 +53,7 @@ async def events(request: Request, mark: Annotated[str, Query(max_length=64)] = 
 
 def strip_snapshot(request: Request) -> Snapshot:
     """Return the strip of runs at work, and the mark of the lists, which changes when a run begins or ends."""
-    rows = rows_of(request, steps=True)
+    rows = rows_of(request)
     return Snapshot({"strip": strip(request, rows)}, mark_of(rows))
 
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from polyloom.core import registry
 from polyloom.runs.index import Row
-from polyloom.web.looking import first_figure, result_of, rows_of, runs_root
+from polyloom.web.looking import chosen, first_figure, last_studies, result_of, rows_of, runs_root
 from polyloom.web.pages import Nav
 from polyloom.web.templating import page
 
@@ -21,17 +21,14 @@ NUM_RUNS = 8
 @router.get("/rooms")
 def list_rooms(request: Request) -> Response:
     """Show all rooms."""
-    last: dict[str, Row] = {}
-    for row in rows_of(request, steps=True):
-        if row.status == "done" and row.verb == "study":
-            last.setdefault(row.room, row)
+    last = last_studies(rows_of(request))
     return page(request, "rooms/list.html.j2", rooms=list(registry.rooms().values()), last=last)
 
 
 @router.get("/rooms/{name}/figure")
 def figure(request: Request, name: str) -> Response:
     """Give the first figure of a room's last study as a part of a page; pages ask for it when it comes into sight."""
-    done = _last_study(rows_of(request, name, "done", steps=True))
+    done = _last_study(chosen(rows_of(request), room=name))
     return page(request, "rooms/figure.html.j2", figure=first_figure(runs_root(request) / done.id) if done else None)
 
 
@@ -44,7 +41,7 @@ def show(request: Request, name: str) -> Response:
     """Show a room."""
     if name != "tour" and name not in registry.rooms():
         raise HTTPException(404)
-    rows = rows_of(request, name, steps=True)
+    rows = chosen(rows_of(request), room=name)
     done = _last_study(rows)
     result = result_of(runs_root(request) / done.id) if done else None
     return page(

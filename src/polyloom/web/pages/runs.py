@@ -18,7 +18,7 @@ from polyloom.reports.commands import find_card, repeat_commands
 from polyloom.web.events import Snapshot
 from polyloom.web.jobs import read_job
 from polyloom.web.live import HEIGHT, WIDTH, read_curves, read_log
-from polyloom.web.looking import Seen, children, findings, jobs_of, mark_of, result_of, rows_of, see
+from polyloom.web.looking import Seen, children, chosen, findings, jobs_of, mark_of, result_of, rows_of, see
 from polyloom.web.pages import Nav
 from polyloom.web.pages.files import files_of
 from polyloom.web.templating import language_of, page, render, say
@@ -40,8 +40,8 @@ def list_all(
     number: Annotated[int, Query(ge=1, le=1_000_000, alias="page")] = 1,
 ) -> Response:
     """List the runs, newest first."""
-    rows = rows_of(request, room, status, q, steps)
-    every = rows_of(request, steps=True)
+    every = rows_of(request)
+    rows = chosen(every, room=room, status=status, words=q, steps=steps)
     num_pages = max(1, -(-len(rows) // PAGE_LENGTH))
     number = min(number, num_pages)
     given = {"room": room, "status": status, "q": q, "steps": "true" if steps else ""}
