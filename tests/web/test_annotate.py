@@ -11,6 +11,7 @@ from polyloom.core.files import write_json
 from polyloom.methods.docre.annotation_store import AnnotationStore
 from polyloom.methods.docre.annotations import key
 from polyloom.methods.docre.data import Triple, document_json, load_documents, read_documents
+from polyloom.runs.execute import run_verb
 from polyloom.runs.store import EventStore
 from polyloom.web.projects import from_world
 from tests.web.audit import assert_accessible
@@ -346,10 +347,8 @@ def test_requests_that_do_not_fit_are_refused(client, post) -> None:
 
 
 def test_a_project_comes_from_a_run_and_leaves_blind_documents(client, post, tmp_path: Path) -> None:
-    import polyloom
-
     runs = tmp_path / "runs"
-    polyloom.run("docre.recommend", {"num_documents": 10, "num_train_documents": 20}, runs=runs, name="rec")
+    run_verb("docre.recommend", {"num_documents": 10, "num_train_documents": 20}, runs=runs, name="rec")
     assert "rec" in client.get("/annotate").text
     made = post("/annotate", source="run", run="rec", blind="1").headers["location"].split("/")[-1]
     store = AnnotationStore(EventStore(client.app.state.settings.database_url), made)

@@ -84,7 +84,6 @@ def test_two_people_label_blind_and_agreement_is_there_at_once(
     written = read_responses(str(studio.runs / "answers.labels.jsonl"))
     assert len(written) == 11
     assert {(one.annotator, one.label) for one in written} == {("Ann", 1), ("Ann", 0), ("Bo", 1), ("Bo", 0)}
-    expect(page.locator("main")).to_contain_text("agrees best with the labels", timeout=90_000)
 
 
 def test_texts_stay_out_of_the_store_and_are_hostile_in_vain(studio: Studio, browser_page: Page) -> None:
@@ -117,10 +116,13 @@ def test_a_label_survives_a_kill_and_two_windows_do_not_overwrite_each_other(
     store, identity = prepare(studio)
     address = f"{studio.url}/judge/{identity}/1"
     first, second = new_context().new_page(), new_context().new_page()
-    for page in (first, second):
-        enter(page, address, "Ann")
-        page.keyboard.press("o")
-        expect(page.locator("#response")).to_be_visible()
+    enter(first, address, "Ann")
+    first.keyboard.press("o")
+    expect(first.locator("#response")).to_be_visible()
+    second.goto(address)
+    second.get_by_label("Your name").fill("Ann")
+    second.keyboard.press("Enter")
+    expect(second.locator("#response")).to_be_focused()
     first.keyboard.press("1")
     expect(first.locator(".eyebrow")).to_contain_text("response 2 of")
     second.keyboard.press("0")

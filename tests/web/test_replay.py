@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-import polyloom
 from polyloom.methods.commons.events import read_events, split_runs
 from polyloom.methods.commons.story import tell
+from polyloom.runs.execute import run_verb
 from polyloom.web.stock_chart import BOTTOM, HEIGHT, TOP, draw
 from tests.web.audit import assert_accessible
 from tests.web.conftest import Studio
@@ -20,7 +20,7 @@ GAME = {"minds": ["noisy:0.3:sustainable"], "num_months": 3, "num_seeds": 2, "se
 
 def play(runs: Path, name: str = "fish", **more: Any) -> Path:
     """Play a short game and return its log."""
-    polyloom.run("commons.run", {**GAME, **more}, runs=runs, name=name)
+    run_verb("commons.run", {**GAME, **more}, runs=runs, name=name)
     return runs / name / "artifacts" / "events.jsonl"
 
 

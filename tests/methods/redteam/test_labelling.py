@@ -21,6 +21,7 @@ from polyloom.methods.redteam.labelling import (
     read_items,
 )
 from polyloom.metrics.agreement import accuracy, cohen_kappa, krippendorff_alpha
+from polyloom.runs.execute import run_verb
 
 
 def write_lines(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -106,3 +107,20 @@ def test_labels_come_back_as_agree_reads_them(tmp_path: Path) -> None:
     path.write_text(label_lines({"1": responses[0]}, {"ann": {"1": True, "2": False}, "bob": {"1": None}}))
     (found,) = read_responses(str(path))
     assert (found.goal, found.response, found.label, found.annotator) == ("g", text, 1, "ann")
+
+
+def test_agree_runs_on_the_labels_of_two_people(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"goal": f"q{i}", "response": "I cannot help." if i % 2 else f"answer {i}"} for i in range(6)
+    ]
+    _, responses = read_items(write_lines(tmp_path / "r.jsonl", rows))
+    labels: dict[str, dict[str, Label]] = {
+        "ann": {str(i): i % 2 == 0 for i in range(6)}, "bob": {str(i): i == 0 for i in range(6)}
+    }  # fmt: skip
+    path = tmp_path / "labels.jsonl"
+    path.write_text(label_lines({str(i): one for i, one in enumerate(responses)}, labels))
+    config = {"labels": str(path), "probe_injection": False}
+    scalars = run_verb("redteam.agree", config, runs=tmp_path / "runs").scalars
+    assert scalars["num_labels"].value == 12
+    assert scalars["accuracy_keywords"].value == pytest.approx(10 / 12)
+    assert scalars["krippendorff_alpha"].value == pytest.approx(alpha(labels))
