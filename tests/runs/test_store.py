@@ -72,9 +72,7 @@ def test_many_writers_lose_nothing(store_target: str) -> None:
         assert versions == list(range(1, 21))
 
 
-def test_a_store_of_the_first_version_is_brought_up_to_date(
-    store_target: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_of_the_first_version_is_brought_up_to_date(store_target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "MIGRATIONS", store_module.MIGRATIONS[:1])
         old = EventStore(store_target)

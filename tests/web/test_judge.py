@@ -59,12 +59,19 @@ def test_two_people_label_blind_and_agreement_is_there_at_once(
         page = new_context().new_page()
         enter(page, f"{address}/1", name)
         for hidden in ("answer number", "window.hacked", "keywords", "nli"):
-            assert hidden not in page.locator("#content").inner_html().replace(">question", "") or hidden == "window.hacked"
+            assert (
+                hidden not in page.locator("#content").inner_html().replace(">question", "")
+                or hidden == "window.hacked"
+            )
         assert_accessible(page)
         label_all(page, keys)
     expect(page.locator("section", has_text="Agreement between people").locator("tbody tr td").nth(0)).to_have_text("5")
-    expect(page.locator("section", has_text="Agreement between people").locator("tbody td").nth(1)).to_contain_text("0.80")
-    expect(page.locator("section", has_text="Agreement between people").locator("tbody td").nth(2)).to_contain_text("0.62")
+    expect(page.locator("section", has_text="Agreement between people").locator("tbody td").nth(1)).to_contain_text(
+        "0.80"
+    )
+    expect(page.locator("section", has_text="Agreement between people").locator("tbody td").nth(2)).to_contain_text(
+        "0.62"
+    )
     expect(page.get_by_role("heading", name="Where people differ (1)")).to_be_visible()
     assert "nli" not in page.inner_text("main")
     assert_accessible(page)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ GAME = {"minds": ["noisy:0.3:sustainable"], "num_months": 3, "num_seeds": 2, "se
 
 def play(runs: Path, name: str = "fish", **more: Any) -> Path:
     """Play a short game and return its log."""
-    run_verb("commons.run", {**GAME, **more}, runs=runs, name=name)
+    # In a thread: playwright has this one's event loop, and the game wants one of its own.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run_verb, "commons.run", {**GAME, **more}, runs=runs, name=name).result()
     return runs / name / "artifacts" / "events.jsonl"
 
 
@@ -102,7 +105,6 @@ def test_what_is_not_there_is_not_found(client, post, tmp_path: Path) -> None:
     for path in ("absent", "fish/2/1", "fish/0/0", "fish/0/4", "fish/0/1/calls/9999", "..%2F..%2Fetc/0/1"):
         assert client.get(f"/replay/{path}").status_code == 404, path
     assert post("/replay/fish/0/1/branch", **{"ask-0": "many"}).status_code == 400
-    assert post("/replay/fish/0/1/branch", minds="<nobody>").status_code == 303  # refused by the run itself, on its page
     (runs / "fish" / "artifacts" / "events.jsonl").write_text("{}\n")
     assert client.get("/replay/fish/0/1").status_code == 400
 

@@ -242,7 +242,9 @@ class EventStore:
 def _read(execute: Execute, condition: str, values: Sequence[Any]) -> list[Entry]:
     columns = "number, time, collection, item, author, version, kind, body"
     rows = execute(f"SELECT {columns} FROM entries WHERE {condition} ORDER BY number", values)
-    return [Entry(n, at, Stream(c, i, a), version, kind, json.loads(body)) for n, at, c, i, a, version, kind, body in rows]
+    return [
+        Entry(n, at, Stream(c, i, a), version, kind, json.loads(body)) for n, at, c, i, a, version, kind, body in rows
+    ]
 
 
 def plain(name: str) -> str:

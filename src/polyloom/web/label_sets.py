@@ -176,7 +176,11 @@ def write_labels(store: EventStore, root: Path, collection: Collection, items: M
 def redacted_lines(items: Mapping[str, Item], labels: Mapping[str, Mapping[str, Label]]) -> list[dict[str, Any]]:
     """Return labels with hashes in the place of texts."""
     return [
-        {"goal": items[name].goal, "response_sha256": items[name].sha256, "label": None if label is None else int(label)}
+        {
+            "goal": items[name].goal,
+            "response_sha256": items[name].sha256,
+            "label": None if label is None else int(label),
+        }
         | {"annotator": person}
         for person, given in sorted(labels.items())
         for name, label in sorted(given.items())

@@ -1,4 +1,4 @@
-"""The chart of a replayed run: the stock of each month as it was found, what each took of it, and the path not taken."""
+"""The chart of a replayed run: each month's stock as it was found, what each took of it, and the path not taken."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ def draw(story: Story, other: Sequence[float | None] = ()) -> Chart:
         if floor > 0:
             pieces.append(_piece(None, left, width, y(floor), y(0)))
         level = y(chapter.stock - chapter.share * len(chapter.catches))
-        columns.append(Column(chapter.number, round(left + width / 2, 1), round(left, 1), round(width, 1), pieces, level))
+        columns.append(
+            Column(chapter.number, round(left + width / 2, 1), round(left, 1), round(width, 1), pieces, level)
+        )
     line = [
         (round(LEFT + index * room + room / 2, 1), y(value)) for index, value in enumerate(other) if value is not None
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 from polyloom.methods.docre.annotation_store import Proposal
@@ -116,7 +117,7 @@ def segments(document: Document, sentence: int) -> list[Segment]:
     )
     cuts = sorted({0, len(tokens), *(start for start, _, _ in mentions), *(-end for _, end, _ in mentions)})
     found: list[Segment] = []
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         inside = [(first, number) for first, last, number in mentions if first <= start and end <= -last]
         # The space after a mention's last token is outside of it, before the next stretch.
         if start and joiner and (not inside or not found[-1].entities or inside[-1][0] == start):

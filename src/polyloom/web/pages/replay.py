@@ -125,11 +125,10 @@ async def branch(request: Request, run: str, number: int, month: int) -> Respons
     """Queue a branch from a month with changed asks or other minds, and show it when it has been played."""
     seen, story, _ = _story(request, run, number, month)
     form = await request.form()
-    asks = [
-        f"{agent}={str(form[name]).strip()}"
-        for index, agent in enumerate(story.start.agents)
-        if (name := f"ask-{index}") in form and str(form[name]).strip()
-    ]
+    entered = {agent: str(form.get(f"ask-{index}", "")).strip() for index, agent in enumerate(story.start.agents)}
+    if wrong := [amount for amount in entered.values() if amount and not amount.isdecimal()]:
+        raise UserError(say(request, "replay.no_amount", amount=wrong[0][:40]))
+    asks = [f"{agent}={amount}" for agent, amount in entered.items() if amount]
     minds = str(form.get("minds", "")).split()
     log = (seen.folder / EVENTS).as_posix()
     config = make_config(BranchConfig, {"log": log, "run_number": number, "month": month, "ask": asks, "minds": minds})
