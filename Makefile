@@ -9,10 +9,11 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 SETUP := PYTHON="$(PYTHON)" scripts/setup
 
 .DEFAULT_GOAL := help
-.PHONY: help tour test test-fast check docs clean setup setup-dev
+.PHONY: help tour serve test test-fast check docs clean setup setup-dev setup-browser
 
 help:
 	@echo "make tour       set up, then take one small model through the rooms and write the report"
+	@echo "make serve      set up, then open the studio: the web pages over the runs"
 	@echo "make test       set up, then all checks and the whole test suite"
 	@echo "make test-fast  as test, without the tests marked slow"
 	@echo "make check      format, lint, types, layers, sizes"
@@ -22,10 +23,13 @@ help:
 tour: setup
 	$(BIN)/polyloom tour
 
-test: check
+serve: setup
+	$(BIN)/polyloom serve
+
+test: check setup-browser
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
 
-test-fast: check
+test-fast: check setup-browser
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m "not slow"
 
 check: setup-dev
@@ -40,6 +44,9 @@ setup:
 
 setup-dev:
 	@$(SETUP) all,dev,docs
+
+setup-browser:
+	@scripts/setup-browser
 
 clean:
 	rm -rf $(VENV) site .cache docs/generated dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

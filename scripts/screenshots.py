@@ -1,6 +1,9 @@
-"""Take pictures of a report with a headless browser: `python scripts/screenshots.py RUN/report.html --name tour`.
+"""Take pictures with a headless browser: of a report, or of the studio over a runs folder.
 
-Writes `docs/images/NAME.png` (light), `NAME-dark.png` and `NAME-phone.png`. Chromium or Chrome is found on the path.
+`python scripts/screenshots.py RUN/report.html --name tour` writes `docs/images/NAME.png` (light), `NAME-dark.png` and
+`NAME-phone.png`. `python scripts/screenshots.py RUNS --studio` serves the studio over that folder and writes
+`docs/images/studio*.png`; the folder needs two done studies of one room.
+Chromium or Chrome is found on the path.
 """
 
 from __future__ import annotations
@@ -27,6 +30,18 @@ FLAGS = (
 )
 DARK = "--blink-settings=preferredColorScheme=0"
 PHONE_WIDTH = 390
+STUDIO_HEIGHT = 900
+# A room whose study logs curves.
+LIVE_ROOM = "match"
+# The pictures of the studio: name, page, whether it is dark; `{study}` and `{other}` are studies of one `{room}`.
+STUDIO = (
+    ("studio", "/", False),
+    ("studio-dark", "/", True),
+    ("studio-run", "/runs/{study}", False),
+    ("studio-room", "/rooms/{room}", False),
+    ("studio-compare", "/compare?run={study}&run={other}", True),
+    ("studio-start", "/start/{room}/study", False),
+)
 
 
 def find_browser() -> str:
@@ -55,6 +70,60 @@ def take_phone(browser: str, page: Path, picture: Path, height: int) -> None:
         take(browser, frame, picture, PHONE_WIDTH, height)
 
 
+def take_studio(browser: str, runs: Path, out: Path, width: int, height: int) -> list[Path]:
+    """Serve the studio over a runs folder and take its pictures, the last one of a run at work."""
+    from playwright.sync_api import sync_playwright
+
+    names = newest_studies(runs)
+    command = [sys.executable, "-m", "polyloom", "serve", "--port", "0", "--runs", str(runs)]
+    taken = []
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server, sync_playwright() as playwright:
+        assert server.stderr is not None
+        address = server.stderr.readline().split("at ")[1].split()[0]
+        chromium = playwright.chromium.launch(executable_path=browser, args=list(FLAGS[1:]))
+
+        def picture(name: str, path: str, dark: bool, wide: int = width, start: bool = False) -> None:
+            scheme = "dark" if dark else "light"
+            look = {"width": wide, "height": height}
+            context = chromium.new_context(viewport=look, color_scheme=scheme, locale="en-GB")  # type: ignore[arg-type]
+            page = context.new_page()
+            page.goto(f"{address}{path.format(**names)}")
+            if start:
+                page.get_by_role("button", name="Quick run").first.click()
+                page.wait_for_selector(".curves polyline", timeout=120_000)
+                page.wait_for_timeout(8_000)
+            taken.append(out / f"{name}.png")
+            page.screenshot(path=taken[-1])
+            if start:
+                page.get_by_role("button", name="Stop").click()
+                page.get_by_role("button", name="Resume").wait_for(timeout=120_000)
+            context.close()
+
+        try:
+            for name, path, dark in STUDIO:
+                picture(name, path, dark)
+            picture("studio-phone", "/runs", False, PHONE_WIDTH)
+            picture("studio-live", f"/rooms/{LIVE_ROOM}", False, start=True)
+        finally:
+            chromium.close()
+            server.terminate()
+    return taken
+
+
+def newest_studies(runs: Path) -> dict[str, str]:
+    """Return the names that the pages of `STUDIO` need: a room and its two newest studies that are done."""
+    from polyloom.runs.index import list_runs
+
+    found: dict[str, list[str]] = {}
+    for row in list_runs(runs, status="done"):
+        if row.verb == "study":
+            found.setdefault(row.room, []).append(row.id)
+    for room, names in found.items():
+        if len(names) > 1:
+            return {"room": room, "study": names[0], "other": names[1]}
+    raise SystemExit(f"{runs}: needs two done studies of one room, for example: polyloom silu study --seed 1")
+
+
 def main(words: list[str]) -> int:
     """Take the three pictures and print their paths."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -63,7 +132,13 @@ def main(words: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=IMAGES, help="where they go")
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--height", type=int, default=1500)
+    parser.add_argument("--studio", action="store_true", help="`page` is a runs folder: take the studio's pictures")
     given = parser.parse_args(words)
+    if given.studio:
+        given.out.mkdir(parents=True, exist_ok=True)
+        taken = take_studio(find_browser(), given.page.resolve(), given.out.resolve(), given.width, STUDIO_HEIGHT)
+        print(*taken, sep="\n")
+        return 0
     if not given.page.is_file():
         raise SystemExit(f"{given.page}: there is no such report.")
     browser = find_browser()

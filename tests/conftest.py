@@ -15,6 +15,7 @@ from polyloom.cli import main
 from polyloom.core.config import Config
 from polyloom.core.registry import Verb
 from polyloom.runs.folder import Run, create_run
+from tests.postgres import cluster, fresh_database
 
 ROOT = Path(__file__).parents[1]
 # Shapes and types are checked at run time in the rooms' mathematics; simulations would be slow under it.
@@ -87,3 +88,24 @@ def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def postgres_cluster() -> Iterator[str]:
+    """Start a PostgreSQL server for the tests' time; it skips where none is installed."""
+    with cluster() as address:
+        yield address
+
+
+@pytest.fixture
+def postgres_url(postgres_cluster: str) -> str:
+    """Return the address of an empty PostgreSQL database."""
+    return fresh_database(postgres_cluster)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_target(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return where a store can be made, in a file and in PostgreSQL."""
+    if request.param == "sqlite":
+        return str(tmp_path / "store.sqlite3")
+    return str(request.getfixturevalue("postgres_url"))

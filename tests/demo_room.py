@@ -38,8 +38,10 @@ def run_count(config: DemoConfig, run: Run) -> Result:
 
 
 def _one(config: DemoConfig, run: Run, step: int) -> int:
-    run.log(step=step)
+    run.log(step=step, loss=1.0 / (1 + step))
     time.sleep(config.seconds)
+    while (run.path / "hold").exists() and not run.stop_requested:
+        time.sleep(0.05)
     marker = run.path / "killed"
     if step == config.kill_at and not marker.exists():
         marker.touch()
@@ -97,7 +99,11 @@ if __name__ == "__main__":
     from polyloom.tour import steps
 
     steps.COMMAND[2] = "tests.demo_room"
-    if "tour" in sys.argv:
+    if "serve" in sys.argv:
+        from polyloom.web import jobs
+
+        jobs.COMMAND[2] = "tests.demo_room"
+    if any("tour" in word for word in sys.argv):
         from polyloom.tour import base_model
 
         base_model.BUDGETS["quick"] = base_model.Budget(**TOUR_BUDGET)

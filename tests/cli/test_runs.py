@@ -31,8 +31,10 @@ def test_list_show_report_rerun_compare_delete(cli, tmp_path):
     assert (again.run, again.scalars["total"].value) == ("c", 1)
 
     difference = json.loads(cli("runs", "compare", "a", "b", "--json").stdout)
-    assert difference["option"] == [{"option": "num_steps", "first": 2, "second": 4}]
-    assert difference["figure"] == [{"figure": "total", "first": "1", "second": "6"}]
+    assert difference["options"] == [{"name": "num_steps", "first": 2, "second": 4}]
+    total = {"name": "total", "first": "1", "second": "6", "difference": "5", "interval": ""}
+    assert difference["figures"] == [total]
+    assert difference["paired"] == []
     assert "num_steps" in cli("runs", "compare", "a", "b").stdout
 
     assert cli("runs", "delete", "a").exit_code == 0
@@ -53,6 +55,6 @@ def test_an_unfinished_run_is_shown_with_what_to_do_next(cli, tmp_path):
 
 def test_comparison_holds_figures_that_one_side_lacks(run):
     first = run.result(scalars={"a": Scalar(value=1.5, low=1.0, high=2.0, unit="bits")})
-    rows = comparison(first, run.result())["figure"]
-    assert rows[0]["second"] == "-"
+    rows = comparison(first, run.result())["figures"]
+    assert rows[0]["second"] == "–"
     assert "1.5" in str(rows[0]["first"])

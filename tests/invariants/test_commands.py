@@ -4,7 +4,7 @@ import inspect
 import json
 from pathlib import Path
 
-from polyloom.cli import doctor, runs, world
+from polyloom.cli import doctor, runs, serve, world
 from polyloom.core.registry import card, rooms
 
 LIST = Path(__file__).with_name("commands.json")
@@ -16,7 +16,7 @@ def current() -> dict[str, list[str]]:
     for room in [card("tour"), *rooms().values()]:
         for verb in room.verbs:
             found[f"{room.name} {verb.name}"] = sorted(verb.load_config().model_fields)
-    own = {"rerun": runs.rerun, "report": runs.report, "doctor": doctor.doctor}
+    own = {"rerun": runs.rerun, "report": runs.report, "doctor": doctor.doctor, "serve": serve.serve}
     for app in (runs.app, world.app):
         own |= {f"{app.name[0]} {name}": app[name].default_command for name in app if not name.startswith("-")}
     return found | {name: sorted(inspect.signature(command).parameters) for name, command in own.items()}

@@ -43,12 +43,13 @@ def build_app(words: list[str]) -> App:
     app.command(verb_command("tour.run"), name="tour", help=card("tour").question, sort_key=0)
     for name, room in registry.rooms().items():
         app.command(_room_app(room, complete=name == first))
-    from polyloom.cli import doctor, runs, world
+    from polyloom.cli import doctor, runs, serve, world
 
     app.command(runs.app)
     app.command(runs.rerun, sort_key=101)
     app.command(runs.report, sort_key=102)
     app.command(world.app)
+    app.command(serve.serve, sort_key=99)
     app.command(doctor.doctor, sort_key=104)
     return app
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from polyloom.cli.app import JsonOption, RunsOption
 from polyloom.runs.execute import default_root
 
-EXTRAS = {"api": ("openai", "aiohttp"), "lab": ("sklearn",), "plots": ("matplotlib",)}
+EXTRAS = {"api": ("openai", "aiohttp"), "lab": ("sklearn",), "plots": ("matplotlib",), "web": ("fastapi", "uvicorn")}
 FREE_BYTES_WANTED = 2 * 2**30
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -73,7 +74,7 @@ def resume(run: RunName, /, *, runs: RunsOption = None, as_json: JsonOption = Fa
 
 @app.command
 def compare(first: RunName, second: RunName, /, *, runs: RunsOption = None, as_json: JsonOption = False) -> None:
-    """Compare two runs: which options differ, and each figure side by side with its interval."""
+    """Compare two runs: options that differ, figures side by side, and paired differences over the rows of both."""
     root = runs or default_root()
     results = [_result(root, name) for name in (first, second)]
     difference = comparison(*results)
@@ -82,7 +83,7 @@ def compare(first: RunName, second: RunName, /, *, runs: RunsOption = None, as_j
         return
     console = Console()
     for title, rows in difference.items():
-        table = RichTable(title, results[0].run, results[1].run, box=None)
+        table = RichTable(*(rows[0] if rows else ()), title=title, title_justify="left", box=None)
         for row in rows:
             table.add_row(*(str(cell) for cell in row.values()))
         console.print(table if rows else f"{title}: no difference")
@@ -95,25 +96,16 @@ def _result(root: Path, name: str) -> Result:
     return read_result(folder / "result.json")
 
 
-def comparison(first: Result, second: Result) -> dict[str, list[dict[str, object]]]:
-    """Return the options that differ and the scalars of two results side by side, with their intervals as text."""
-    configs = (first.provenance.config, second.provenance.config)
-    options = [
-        {"option": key, "first": configs[0].get(key), "second": configs[1].get(key)}
-        for key in dict.fromkeys([*configs[0], *configs[1]])
-        if configs[0].get(key) != configs[1].get(key)
-    ]
-    names = dict.fromkeys([*first.scalars, *second.scalars])
-    scalars: list[dict[str, object]] = [
-        {"figure": name, "first": _figure(first, name), "second": _figure(second, name)} for name in names
-    ]
-    return {"option": options, "figure": scalars}
+def comparison(first: Result, second: Result) -> dict[str, list[dict[str, Any]]]:
+    """Return the options that differ, the figures side by side, and the differences over the rows that both have."""
+    from polyloom.reports.comparison import compare_figures, compare_options, compare_rows
 
-
-def _figure(result: Result, name: str) -> str:
-    from polyloom.reports.tables import format_scalar
-
-    return format_scalar(result.scalars[name]) if name in result.scalars else "-"
+    parts = {
+        "options": compare_options(first, second),
+        "figures": compare_figures(first, second),
+        "paired": compare_rows(first, second),
+    }
+    return {title: [asdict(row) for row in rows] for title, rows in parts.items()}  # type: ignore[attr-defined]
 
 
 @app.command

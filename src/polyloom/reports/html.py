@@ -106,6 +106,26 @@ def render_html(result: Result, *, card: RoomCard | None = None, figures: Sequen
     )
 
 
+def render_findings(result: Result, *, prefix: str = "figure", figures: Sequence[Figure] | None = None) -> str:
+    """Render what a result found as a part of a page: verdicts, key figures, figures, tables and limitations.
+
+    The page that takes it needs the style sheet of `stylesheet`.
+
+    Args:
+        result: the result.
+        prefix: what the figures' identifiers start with; no two results of a page share it.
+        figures: the figures; by default those of `figures_for`.
+    """
+    content = _content(result, prefix, figures)
+    parts = (_environment().get_template(name) for name in ("findings.html.j2", "limits.html.j2"))
+    return "".join(part.render(content=content) for part in parts)
+
+
+def stylesheet() -> str:
+    """Return the reports' style sheet."""
+    return str(_style()[0])
+
+
 def render_tour_html(result: Result, sections: Sequence[Section], *, title: str = "", introduction: str = "") -> str:
     """Render many results as one page with a table of contents.
 
@@ -305,19 +325,29 @@ def _interval_words(interval: str) -> str:
     return f"{_typographic(low)} to {_typographic(high)}"
 
 
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+def environment(*folders: Path) -> Environment:
+    """Return what renders the templates of `folders` and the reports' own: everything escaped, nothing undefined.
+
+    Args:
+        folders: where templates are looked for first.
+    """
+    made = Environment(
+        loader=FileSystemLoader([*folders, TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
+        auto_reload=False,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=lambda value: clean(value) if type(value) is str else value,
     )
-    environment.filters |= {"show": _show, "human": human, "interval": _interval_words, "relative": _relative}
-    environment.filters["duration"] = _duration
-    return environment
+    made.filters |= {"show": _show, "human": human, "interval": _interval_words, "relative": _relative}
+    made.filters["duration"] = _duration
+    return made
+
+
+@cache
+def _environment() -> Environment:
+    return environment()
 
 
 @cache

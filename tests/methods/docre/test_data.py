@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyloom.core.errors import UserError
+from polyloom.methods.docre.annotation_store import AnnotationStore, edits_agree
 from polyloom.methods.docre.annotations import (
-    AnnotationStore,
     Event,
-    edits_agree,
     edits_of_log,
     estimate_total,
     key,

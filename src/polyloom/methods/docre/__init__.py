@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from polyloom.core.registry import Equation, Paper, RoomCard, TourStep, Verb
 
 if TYPE_CHECKING:
+    from polyloom.methods.docre.annotation_store import AnnotationStore
     from polyloom.methods.docre.annotations import (
-        AnnotationStore,
         Event,
         edits_of_log,
         estimate_total,
@@ -69,7 +69,8 @@ _ROOM = "polyloom.methods.docre"
 _METHOD = f"{_ROOM}.method"
 _METRICS = "polyloom.metrics"
 _HOME = {
-    **dict.fromkeys(("AnnotationStore", "Event", "edits_of_log", "estimate_total", "triple_agreement"), "annotations"),
+    "AnnotationStore": "annotation_store",
+    **dict.fromkeys(("Event", "edits_of_log", "estimate_total", "triple_agreement"), "annotations"),
     **dict.fromkeys(("Document", "Mention", "Triple", "read_documents", "write_documents"), "data"),
     **dict.fromkeys(("Graph", "to_csv", "to_cypher", "to_turtle"), "graph"),
     **dict.fromkeys(("predict", "train_model"), "loglinear"),

@@ -88,7 +88,7 @@ class RecommendConfig(_DataConfig):
         None, description="TAB-separated head, relation, tail. [default: the training facts]"
     )
     num_train_documents: int = Field(80, ge=1, description="How many of the world's documents to train on.")
-    store: str | None = Field(None, description="SQLite annotation log to put the recommendations into.")
+    store: str | None = Field(None, description="Annotation store for the recommendations: a file or a postgresql:// address.")
 
 
 class ExtractConfig(_DataConfig):

@@ -10,7 +10,7 @@ from polyloom.core.errors import UserError
 from polyloom.core.files import read_text, write_json
 from polyloom.core.result import Result, Scalar, Table
 from polyloom.methods.docre import loglinear
-from polyloom.methods.docre.annotations import AnnotationStore
+from polyloom.methods.docre.annotation_store import AnnotationStore
 from polyloom.methods.docre.config import (
     RecommendConfig,
 )
@@ -90,7 +90,9 @@ def run_recommend(config: RecommendConfig, run: Run) -> Result:
     path = run.artifact("recommendations.json")
     write_json(path, [prediction_json(one) for one in systems["model"]])
     if config.store:
-        fill_store(AnnotationStore(Path(config.store)), documents, systems["model"])
+        store = AnnotationStore(config.store, run.id)
+        store.create(f"{config.data} ({run.id})", documents, {"run": run.id, "language": config.language})
+        fill_store(store, documents, systems["model"])
     scalars = {
         "num_recommended": Scalar(value=len(systems["model"])),
         "knowledge_base_coverage": Scalar(value=coverage(documents, facts)),

@@ -1,0 +1,27 @@
+"""The studio: the web pages where people look at runs, start them, annotate, replay and judge.
+
+Public names (imported on first use; the web libraries are the extra `web`):
+
+- `create_app`, `Settings`: the application, for any ASGI server.
+- `serve`: the application on uvicorn, as `polyloom serve` starts it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from polyloom.web.app import create_app
+    from polyloom.web.server import serve
+    from polyloom.web.settings import Settings
+
+__all__ = ["Settings", "create_app", "serve"]
+
+_MODULES = {"Settings": "settings", "create_app": "app", "serve": "server"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
