@@ -16,11 +16,11 @@ UPOS = (
     "SYM", "VERB", "X",
 )  # fmt: skip
 OUTSIDE = "O"
-# A word with its apostrophes and hyphens, a number with its separators, or one sign; scripts without blanks by grapheme.
+# A word with its apostrophes and hyphens, a number, or one sign; scripts without blanks are cut at each character.
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _WORD = regex.compile(
     rf"[{_UNSPACED}]\p{{M}}*|(?:(?![{_UNSPACED}])[\p{{L}}\p{{M}}])+(?:['’\-](?:(?![{_UNSPACED}])[\p{{L}}\p{{M}}])+)*"
-    r"|\p{N}+(?:[.,:]\p{N}+)*|[^\s]"
+    r"|\p{N}+(?:[.,:]\p{N}+)*|[^\s\x1c-\x1f]"
 )
 
 
@@ -97,7 +97,7 @@ class Examples:
 
 
 def split_words(text: str) -> tuple[str, ...]:
-    """Split a text into words, numbers and signs; scripts that write no blanks are split by grapheme.
+    """Split a text into words, numbers and signs; scripts that write no blanks are split by character.
 
     Args:
         text: the text.
