@@ -1,0 +1,84 @@
+"""Lexicon and syntax for cross-lingual transfer without target labels: LS-mBERT.
+
+Public names (imported on first use, so that reading the card needs no torch):
+
+- `SyntaxAdaptor`: graph attention over dependency trees, hooked into any Hugging Face encoder.
+- `tree_distances`, `piece_heads`, `sequence_heads`: trees over word pieces.
+- `GraphAttention`, `SyntaxGraph`, `StructuralProbes`: the paper's modules.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from polyloom.core.registry import Equation, Paper, RoomCard
+
+if TYPE_CHECKING:
+    from polyloom.methods.transfer.adaptor import SyntaxAdaptor
+    from polyloom.methods.transfer.method import (
+        GraphAttention,
+        StructuralProbes,
+        SyntaxGraph,
+        piece_heads,
+        sequence_heads,
+        tree_distances,
+    )
+
+__all__ = [
+    "CARD",
+    "GraphAttention",
+    "StructuralProbes",
+    "SyntaxAdaptor",
+    "SyntaxGraph",
+    "piece_heads",
+    "sequence_heads",
+    "tree_distances",
+]
+
+_ROOM = "polyloom.methods.transfer"
+_METHOD = f"{_ROOM}.method"
+_HOME = {
+    "SyntaxAdaptor": f"{_ROOM}.adaptor",
+    **dict.fromkeys(
+        ("GraphAttention", "StructuralProbes", "SyntaxGraph", "piece_heads", "sequence_heads", "tree_distances"),
+        _METHOD,
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+CARD = RoomCard(
+    name="transfer",
+    title="LS-mBERT: lexicon and syntax for zero-shot transfer",
+    question="How do I carry labels from English to languages without labels, with a dictionary and a parser?",
+    papers=(
+        Paper(
+            "Incorporating Lexical and Syntactic Knowledge for Unsupervised Cross-Lingual Transfer",
+            "2404.16627",
+            2024,
+            "Zheng, Fan, Li",
+        ),
+        Paper("Syntax-augmented Multilingual BERT for Cross-lingual Transfer", "2106.02134", 2021, "Ahmad and others"),
+        Paper("CoSDA-ML: Multi-Lingual Code-Switching Data Augmentation", "2006.06402", 2020, "Qin and others"),
+        Paper("Consistency Regularization for Cross-Lingual Fine-Tuning", "2106.08226", 2021, "Zheng and others"),
+    ),
+    verbs=(),
+    order=60,
+    equations=(
+        Equation("D_ij, depth_i", "tree distances over pieces", f"{_METHOD}:tree_distances"),
+        Equation("A_ij = 1 iff D_ij <= delta", "who attends to whom", f"{_METHOD}:neighbours"),
+        Equation("s_ij = LeakyReLU(Z_i a1 + Z_j a2), O = alpha Z", "graph attention", f"{_METHOD}:GraphAttention"),
+        Equation("G^0 = E + U + R; g = LayerNorm(G^L)", "graph encoder", f"{_METHOD}:SyntaxGraph"),
+        Equation("K += g Wk + bk, V += g Wv + bv", "fusion into attention", f"{_METHOD}:Fusion"),
+        Equation("L_dist", "distance part of the structural loss", f"{_METHOD}:distance_loss"),
+        Equation("L_depth", "depth part of the structural loss", f"{_METHOD}:depth_loss"),
+        Equation("KL(p || q) + KL(q || p)", "consistency of a text and its switched form", f"{_METHOD}:symmetric_kl"),
+    ),
+)
