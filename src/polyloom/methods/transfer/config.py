@@ -55,11 +55,11 @@ class TransferTrainConfig(Config):
 
     rate: float = Field(0.5, ge=0, le=1, description="Share of the words that are switched.")
     mix: float = Field(1.0, ge=0, le=1, description="Share of the sentences that are switched at all.")
-    switching: Literal["dynamic", "paper"] = Field(
-        "dynamic", description="dynamic: drawn anew for every batch; paper: once for all, replacing."
+    switching: Literal["count", "cosda"] = Field(
+        "count", description="count: that share of each sentence; cosda: each word by itself. Drawn anew every epoch."
     )
     per: Literal["word", "sentence"] = Field("word", description="Draw the language for each word or sentence.")
-    choose: Literal["first", "uniform", "pos", "freq", "context"] = Field(
+    choose: Literal["first", "uniform", "pos", "freq", "sense"] = Field(
         "first", description="Which translation is taken."
     )
     among: Literal["all", "covered", "outside"] = Field("all", description="Words that the rate counts.")
@@ -88,7 +88,7 @@ class TransferTrainConfig(Config):
         "last", description="Checkpoint: the last, the best on dev or on switched dev, or the mean of the last half."
     )
     save: Literal["none", "first", "all"] = Field("first", description="Models to keep: of no, the first or every seed.")
-    margin: float = Field(0.01, gt=0, description="Difference of scores that counts as none.")
+    margin: float = Field(1.0, gt=0, description="Difference of scores that counts as none, in points.")
     device: Device = Field("auto", description="Where to train.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Forward passes; auto: bfloat16 on a GPU that multiplies it."
