@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from polyloom.core.registry import Equation, Paper, RoomCard
+from polyloom.core.registry import Equation, Paper, RoomCard, Verb
 
 if TYPE_CHECKING:
     from polyloom.methods.transfer.adaptor import SyntaxAdaptor
@@ -69,7 +69,26 @@ CARD = RoomCard(
         Paper("CoSDA-ML: Multi-Lingual Code-Switching Data Augmentation", "2006.06402", 2020, "Qin and others"),
         Paper("Consistency Regularization for Cross-Lingual Fine-Tuning", "2106.08226", 2021, "Zheng and others"),
     ),
-    verbs=(),
+    verbs=(
+        Verb(
+            "switch",
+            "Preview and export code-switched data, with the realised rates.",
+            f"{_ROOM}.data_config:SwitchConfig",
+            f"{_ROOM}.switch_verb:run_switch",
+        ),
+        Verb(
+            "parse",
+            "Train a parser offline from a treebank, check trees, and parse text.",
+            f"{_ROOM}.data_config:ParseConfig",
+            f"{_ROOM}.parse_verb:run_parse",
+        ),
+        Verb(
+            "dictionary",
+            "Read, check or turn round a dictionary, or induce one from parallel text.",
+            f"{_ROOM}.data_config:TransferDictionaryConfig",
+            f"{_ROOM}.dictionary_verb:run_dictionary",
+        ),
+    ),
     order=60,
     equations=(
         Equation("D_ij, depth_i", "tree distances over pieces", f"{_METHOD}:tree_distances"),
