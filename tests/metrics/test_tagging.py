@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from polyloom.core.seeding import numpy_generator
 from polyloom.metrics.tagging import (
     Span,
     bootstrap_difference,
+    bootstrap_score,
     exact_counts,
     label_counts,
     score,
@@ -64,12 +64,14 @@ def test_unequal_lengths_are_refused():
 def test_the_bootstrap_holds_a_certain_difference_and_nothing_between_equals():
     right = label_counts(["a"] * 50, ["a"] * 50)
     wrong = label_counts(["a"] * 50, ["b"] * 50)
-    certain = bootstrap_difference([right, right], [wrong, wrong])
+    certain = bootstrap_difference([([right, right], [wrong, wrong])])
     assert (certain.value, certain.low, certain.high) == (1.0, 1.0, 1.0)
     half = label_counts(["a"] * 50, ["a", "b"] * 25)
-    nothing = bootstrap_difference([half], [half])
+    nothing = bootstrap_difference([([half], [half])])
     assert (nothing.low, nothing.high) == (0.0, 0.0)
-    shaky = bootstrap_difference([right], [half])
+    shaky = bootstrap_difference([([right], [half])])
     assert shaky.value == 0.5
     assert 0.3 < shaky.low < 0.5 < shaky.high < 0.7
-    assert np.isfinite(shaky.low)
+    mean = bootstrap_difference([([right], [half]), ([half], [half])])
+    assert mean.value == 0.25
+    assert bootstrap_score([half]).value == 0.5

@@ -113,25 +113,38 @@ def _resampled(counts: Counts, weights: Floats) -> Floats:
     return np.asarray(np.divide(2 * sums[:, 0], total, out=np.zeros(len(sums)), where=total > 0))
 
 
-def bootstrap_difference(
-    first: Sequence[Counts], second: Sequence[Counts], *, num_resamples: int = 1000, seed: int = 0
-) -> Interval:
-    """Return the mean difference of two systems' scores with its 95 % interval over the sentences.
-
-    The same sentences are drawn for both systems and for all of their seeds.
+def bootstrap_score(counts: Sequence[Counts], *, num_resamples: int = 1000, seed: int = 0) -> Interval:
+    """Return the mean score over seeds with its 95 % interval over the sentences.
 
     Args:
-        first: counts of each seed, [sentences, 3], of the same sentences.
-        second: as many.
+        counts: of each seed, [sentences, 3], of the same sentences.
         num_resamples: draws with replacement.
         seed: of the draws.
     """
-    size = len(first[0])
-    generator = numpy_generator(seed, "sentence bootstrap", size)
-    weights = generator.multinomial(size, np.full(size, 1 / size), num_resamples).astype(np.float64)
-    draws = np.mean(
-        [_resampled(a, weights) - _resampled(b, weights) for a, b in zip(first, second, strict=True)], axis=0
-    )
-    value = float(np.mean([score(a) - score(b) for a, b in zip(first, second, strict=True)]))
-    low, high = np.quantile(draws, (0.025, 0.975)).tolist()
-    return Interval(value, low, high)
+    nothing = [np.zeros_like(one) for one in counts]
+    return bootstrap_difference([(counts, nothing)], num_resamples=num_resamples, seed=seed)
+
+
+def bootstrap_difference(
+    groups: Sequence[tuple[Sequence[Counts], Sequence[Counts]]], *, num_resamples: int = 1000, seed: int = 0
+) -> Interval:
+    """Return the mean difference of two systems' scores with its 95 % interval over the sentences.
+
+    The same sentences are drawn for both systems and for all of their seeds; groups (languages) are drawn apart and
+    weigh the same.
+
+    Args:
+        groups: counts of the first and of the second system for each seed, [sentences, 3].
+        num_resamples: draws with replacement.
+        seed: of the draws.
+    """
+    draws, values = [], []
+    for number, (first, second) in enumerate(groups):
+        size = len(first[0])
+        generator = numpy_generator(seed, "sentence bootstrap", number, size)
+        weights = generator.multinomial(size, np.full(size, 1 / size), num_resamples).astype(np.float64)
+        pairs = list(zip(first, second, strict=True))
+        draws.append(np.mean([_resampled(a, weights) - _resampled(b, weights) for a, b in pairs], axis=0))
+        values.append(float(np.mean([score(a) - score(b) for a, b in pairs])))
+    low, high = np.quantile(np.mean(draws, axis=0), (0.025, 0.975)).tolist()
+    return Interval(float(np.mean(values)), low, high)

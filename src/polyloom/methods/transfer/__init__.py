@@ -71,6 +71,18 @@ CARD = RoomCard(
     ),
     verbs=(
         Verb(
+            "train",
+            "Train arms that differ by one setting (lexicon, syntax, both, controls) and compare them by language.",
+            f"{_ROOM}.config:TransferTrainConfig",
+            f"{_ROOM}.study:run_train",
+        ),
+        Verb(
+            "evaluate",
+            "Score a saved model on each language: gap, generalised pairs, XTREME submission.",
+            f"{_ROOM}.config:TransferEvaluateConfig",
+            f"{_ROOM}.study:run_evaluate",
+        ),
+        Verb(
             "switch",
             "Preview and export code-switched data, with the realised rates.",
             f"{_ROOM}.data_config:SwitchConfig",

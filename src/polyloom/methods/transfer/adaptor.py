@@ -125,7 +125,8 @@ class SyntaxAdaptor(nn.Module):
             zero: begin with zero projections.
 
         Raises:
-            UserError: an unknown architecture, a layer that it lacks, or heads that S does not divide.
+            UserError: an unknown architecture, a layer that it lacks, or heads that S does not divide (for `first`: more
+                slices than heads).
         """
         super().__init__()
         attention = find_attention(model)
@@ -133,7 +134,7 @@ class SyntaxAdaptor(nn.Module):
         if any(not 0 <= layer < len(attention) for layer in chosen):
             raise UserError(f"the encoder has layers 0 to {len(attention) - 1}.", where="--syntactic-layers")
         first = attention[0]
-        if first.num_heads % num_slices:
+        if num_slices > first.num_heads or (fuse == "all" and first.num_heads % num_slices):
             what = f"{num_slices} syntactic heads do not divide the encoder's {first.num_heads}."
             raise UserError(what, where="--syntactic-heads")
         config: Any = model.config.get_text_config()

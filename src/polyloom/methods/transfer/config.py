@@ -87,7 +87,9 @@ class TransferTrainConfig(Config):
     select: Literal["last", "dev", "switched-dev", "average"] = Field(
         "last", description="Checkpoint: the last, the best on dev or on switched dev, or the mean of the last half."
     )
-    save: Literal["none", "first", "all"] = Field("first", description="Models to keep: of no, the first or every seed.")
+    save: Literal["none", "first", "all"] = Field(
+        "first", description="Models to keep: of no, the first or every seed."
+    )
     margin: float = Field(1.0, gt=0, description="Difference of scores that counts as none, in points.")
     device: Device = Field("auto", description="Where to train.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
@@ -105,7 +107,9 @@ class TransferEvaluateConfig(Config):
     trees: list[str] = Field([], description="CoNLL-U files as LANGUAGE=FILE.")
     format: FORMATS = Field("auto", description="What the test files are written in.")
     generalised: bool = Field(False, description="Pair tasks: first sentence in one language, second in another.")
-    xtreme: bool = Field(False, description="Write predictions in the folder layout of an XTREME submission.")
+    xtreme: Literal["none", "xnli", "pawsx", "panx", "udpos"] = Field(
+        "none", description="Write predictions as this task's folder of an XTREME submission."
+    )
     batch_size: int = Field(64, ge=1, description="Examples in a forward pass.")
     device: Device = Field("auto", description="Where to run.")
 

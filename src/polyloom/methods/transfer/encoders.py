@@ -132,7 +132,8 @@ def learn_masked(
     Raises:
         UserError: the tokenizer has no mask token.
     """
-    assert start.tokenizer is not None and isinstance(start.encoder, PreTrainedModel)
+    assert start.tokenizer is not None
+    assert isinstance(start.encoder, PreTrainedModel)
     mask = start.tokenizer.mask_token_id
     if mask is None:
         raise UserError("the tokenizer has no mask token.", where="--pretrain", hint="Leave --pretrain out.")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from polyloom.core.errors import UserError
 from polyloom.core.files import read_json, replace_atomically, write_json
@@ -22,7 +22,6 @@ from polyloom.methods.transfer.sequences import (
     IGNORED,
     NUM_DEPRELS,
     NUM_UPOS,
-    Layout,
     Sequencer,
     Targets,
     TokenizerPieces,
@@ -344,9 +343,3 @@ def load_transfer(folder: Path) -> Loaded:
         raise UserError("its weights do not fit its description.", where=str(folder))
     model.eval()
     return Loaded(model, Sequencer(pieces, about["max_length"], targets, gold_heads if syntax else None), about)
-
-
-__all__ = [
-    "Batch", "Layout", "Loaded", "Outputs", "Predictions", "PreTrainedTokenizerBase", "SentenceHead", "Syntax",
-    "TransferModel", "WordEncoder", "load_transfer", "predict", "save_transfer", "task_loss",
-]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The one protocol: every arm on every seed, the same batches, each language scored, checkpoints chosen on the source."""
+"""The one protocol: every arm on every seed, the same batches, each language scored; source dev alone chooses."""
 
 from __future__ import annotations
 
@@ -152,9 +152,7 @@ def _work(
         cached.append(make_start(config, data, seed, run.checkpoints / f"start-{number}", **hooks))
     start = cached[0]
     aids = make_aids(config, data, start)
-    materials = Materials(
-        start.encoder, start.pieces, data.train, targets, data.lexicons, aids, data.translations
-    )
+    materials = Materials(start.encoder, start.pieces, data.train, targets, data.lexicons, aids, data.translations)
     folder = run.checkpoints / f"{name}-seed{number}"
     log = partial(run.log, arm=name, seed=number)
     began = time.process_time()
@@ -180,14 +178,14 @@ def _work(
     }
 
 
-def _realised(
-    arm: Arm, config: TransferTrainConfig, data: Data, targets: Targets, aids: Aids, seed: int
-) -> float:
+def _realised(arm: Arm, config: TransferTrainConfig, data: Data, targets: Targets, aids: Aids, seed: int) -> float:
     plan = plan_of(arm, config, targets)
     if plan is None or not data.lexicons:
         return 0.0
     some = data.train[:NUM_PREDICTED]
-    return count_switches(some, switch_all(some, plan, data.lexicons, seed=seed, aids=aids), plan, data.lexicons).realised_rate
+    return count_switches(
+        some, switch_all(some, plan, data.lexicons, seed=seed, aids=aids), plan, data.lexicons
+    ).realised_rate
 
 
 def make_aids(config: TransferTrainConfig, data: Data, start: Start) -> Aids:
@@ -248,7 +246,9 @@ def choose_epoch(
     return best + 1, oracle
 
 
-def _score(model: TransferModel, sequencer: Sequencer, examples: Sequence[Example], targets: Targets, main: str) -> float:
+def _score(
+    model: TransferModel, sequencer: Sequencer, examples: Sequence[Example], targets: Targets, main: str
+) -> float:
     return round(100 * score(measure(predict(model, sequencer, examples), examples, targets)[main]), 4)
 
 
