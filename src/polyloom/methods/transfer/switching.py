@@ -196,10 +196,8 @@ def switch_example(
     return replace(example, sentences=found.sentences)
 
 
-class _Slot(NamedTuple):
-    sentence: int
-    position: int
-    word: str
+Slot = tuple[int, int, str]
+"""Number of the sentence, position, word."""
 
 
 def switch_sentences(
@@ -242,17 +240,17 @@ def _draw_slots(
     plan: SwitchPlan,
     lexicons: Lexicons,
     rng: random.Random,
-) -> list[list[_Slot]]:
+) -> list[list[Slot]]:
     """Draw the words to switch, in their order; under `sync_pairs` equal words are one group."""
     slots = [slot for i in unit for slot in eligible(sentences[i], plan, i)]
     number = int(len(slots) * plan.rate)
     if plan.among == "covered":
-        slots = [slot for slot in slots if any(_lookup(slot.word, code, plan, lexicons) for code in codes)]
+        slots = [slot for slot in slots if any(_lookup(slot[2], code, plan, lexicons) for code in codes)]
     groups = [[slot] for slot in slots]
     if plan.sync_pairs:
-        shared: dict[str, list[_Slot]] = {}
+        shared: dict[str, list[Slot]] = {}
         for slot in slots:
-            shared.setdefault(slot.word.casefold(), []).append(slot)
+            shared.setdefault(slot[2].casefold(), []).append(slot)
         groups = list(shared.values())
     if plan.mode == "cosda":
         return [group for group in groups if rng.random() < plan.rate]
@@ -266,7 +264,7 @@ def _draw_slots(
     return [groups[i] for i in sorted(chosen)]
 
 
-def eligible(sentence: Sentence, plan: SwitchPlan, index: int = 0) -> list[_Slot]:
+def eligible(sentence: Sentence, plan: SwitchPlan, index: int = 0) -> list[Slot]:
     """Return the words of a sentence that may be switched.
 
     Raises:
@@ -279,7 +277,7 @@ def eligible(sentence: Sentence, plan: SwitchPlan, index: int = 0) -> list[_Slot
     outside_only = plan.among == "outside" or (LABELS in plan.protect and bool(labels))
     patterns = tuple(name for name in plan.protect if name != LABELS)
     return [
-        _Slot(index, i, word)
+        (index, i, word)
         for i, word in enumerate(sentence.words)
         if not (outside_only and labels[i] != OUTSIDE) and not (patterns and is_protected(word, patterns))
     ]
@@ -308,7 +306,7 @@ def _lookup(word: str, code: str, plan: SwitchPlan, lexicons: Lexicons) -> tuple
 
 
 def _replace_group(
-    group: Sequence[_Slot],
+    group: Sequence[Slot],
     sentences: Sequence[Sentence],
     codes: Sequence[str],
     plan: SwitchPlan,
@@ -317,17 +315,17 @@ def _replace_group(
     example: str,
     rng: random.Random,
 ) -> list[Replacement]:
-    first = group[0]
+    number, position, word = group[0]
     allowed = (
-        [code for code in codes if _lookup(first.word, code, plan, lexicons)] if plan.among == "covered" else codes
+        [code for code in codes if _lookup(word, code, plan, lexicons)] if plan.among == "covered" else codes
     )
     if not allowed:
         return []
     code = _draw_language(allowed, plan, rng)
-    found = _lookup(first.word, code, plan, lexicons)
+    found = _lookup(word, code, plan, lexicons)
     if not found:
         return []
-    one = _choose(found, sentences[first.sentence], first.position, plan.choose, aids, rng)
+    one = _choose(found, sentences[number], position, plan.choose, aids, rng)
     return [Replacement(example, slot[0], slot[1], slot[2], one.text, code, one.place) for slot in group]
 
 
@@ -409,7 +407,7 @@ def count_switches(
             slots = eligible(sentence, plan)
             counts.words += len(sentence.words)
             counts.eligible += len(slots)
-            counts.covered += sum(any(_lookup(slot.word, code, plan, lexicons) for code in lexicons) for slot in slots)
+            counts.covered += sum(any(_lookup(slot[2], code, plan, lexicons) for code in lexicons) for slot in slots)
         counts.touched += bool(result.replacements)
         counts.languages.update(one.language for one in result.replacements)
     return counts
