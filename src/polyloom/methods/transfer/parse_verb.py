@@ -20,6 +20,8 @@ from polyloom.methods.transfer.data_config import ParseConfig
 from polyloom.runs.folder import Run
 
 NUM_WORLD_TREES = 120
+# The world's sentences are few kinds: they are learned at once.
+WORLD_ITERATIONS = 2
 
 
 def run_parse(config: ParseConfig, run: Run) -> Result:
@@ -106,9 +108,10 @@ def _parser(config: ParseConfig, run: Run, blocks: Sequence[str]) -> Any:
     if config.model:
         return parsing.UDPipeParser(config.model)
     path = run.artifact("parser.udpipe")
+    iterations = config.iterations or (WORLD_ITERATIONS if config.treebank == "world" else 0)
     if not path.exists():
         with run.progress("training the parser", 1) as advance:
-            parsing.train_udpipe(blocks, path, iterations=config.iterations)
+            parsing.train_udpipe(blocks, path, iterations=iterations)
             advance(1)
     return parsing.UDPipeParser(path)
 
