@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from polyloom.core.registry import Equation, Paper, RoomCard, Verb
+from polyloom.core.registry import Equation, Paper, RoomCard, TourStep, Verb
 
 if TYPE_CHECKING:
     from polyloom.methods.transfer.adaptor import SyntaxAdaptor
@@ -100,6 +100,12 @@ CARD = RoomCard(
             f"{_ROOM}.data_config:TransferDictionaryConfig",
             f"{_ROOM}.dictionary_verb:run_dictionary",
         ),
+        Verb(
+            "study",
+            "Train four arms on the embedded world and score them on two languages without labels.",
+            f"{_ROOM}.config:TransferStudyConfig",
+            f"{_ROOM}.lab:run_study",
+        ),
     ),
     order=60,
     equations=(
@@ -112,4 +118,6 @@ CARD = RoomCard(
         Equation("L_depth", "depth part of the structural loss", f"{_METHOD}:depth_loss"),
         Equation("KL(p || q) + KL(q || p)", "consistency of a text and its switched form", f"{_METHOD}:symmetric_kl"),
     ),
+    tour=TourStep(verb="study", inputs={"languages": "languages"}),
+    report=f"{_ROOM}.report:figures",
 )

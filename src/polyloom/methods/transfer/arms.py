@@ -141,4 +141,6 @@ def check_leak(arms: Sequence[Arm], config: TransferTrainConfig, targets: Target
     leaks = any(arm.trees != "none" and arm.upos for arm in arms) and config.upos
     if leaks and targets.tags and set(targets.tags) <= {*UPOS, "_"}:
         hint = "Add --no-upos, or take arms without them."
-        raise UserError("the task is part-of-speech tagging and the graph is given the answers.", where="--arms", hint=hint)
+        raise UserError(
+            "the task is part-of-speech tagging and the graph is given the answers.", where="--arms", hint=hint
+        )

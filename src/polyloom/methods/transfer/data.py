@@ -21,6 +21,7 @@ from polyloom.data.world.monolingual import any_frame
 from polyloom.data.world.render import Token, bio
 from polyloom.data.world.trees import tree
 from polyloom.methods.transfer.config import TransferTrainConfig
+from polyloom.methods.transfer.induction import InductionOptions, induce
 from polyloom.methods.transfer.lexicon import count_hits, lexicon_notices, open_lexicons, world_lexicon
 
 WORLD = "world"
@@ -151,7 +152,9 @@ def _add_trees(data: Data, files: Mapping[str, Sequence[Path]], needs_trees: boo
         data.has_trees &= share > 0
         if needs_trees and not share:
             hint = f"Add --trees {language}=FILE, train a parser with `transfer parse`, or leave the syntax arms out."
-            raise UserError(f"the data of {language!r} have no trees, and the graph needs them.", where="--arms", hint=hint)
+            raise UserError(
+                f"the data of {language!r} have no trees, and the graph needs them.", where="--arms", hint=hint
+            )
 
 
 Index = dict[tuple[str, ...], list[Sentence]]
@@ -262,27 +265,40 @@ def world_example(world: World, language: str, index: int, split: str) -> Exampl
     return Example(f"{split}-{index}", (sentence,), f"{frame.kind}{relation and ' ' + relation}", language)
 
 
-def world_data(source: str, targets: Sequence[str], seed: int, num_train: int = WORLD_TRAIN) -> Data:
+def world_data(
+    source: str, targets: Sequence[str], seed: int, num_train: int = WORLD_TRAIN, num_test: int = WORLD_TEST
+) -> Data:
     """Make training data in the source language, and test data that say other meanings in all languages.
 
     Args:
         source: the language with labels.
         targets: the languages without.
         seed: of the meanings.
-        num_train: labelled sentences.
+        num_train: labelled sentences, and unlabelled ones of each language.
+        num_test: test sentences of each language.
     """
     codes = [source, *(code for code in targets if code != source)]
     world = World(codes, seed)
 
-    def make(language: str, split: str, number: int) -> list[Example]:
-        return [world_example(world, language, index, split) for index in range(number)]
+    def make(language: str, split: str, number: int, first: int = 0) -> list[Example]:
+        return [world_example(world, language, first + index, split) for index in range(number)]
 
     train, dev = make(source, "train", num_train), make(source, "valid", WORLD_DEV)
-    tests = {code: make(code, "test", WORLD_TEST) for code in codes}
-    # Unlabelled text of the target languages says other meanings than the training data and the test.
-    raw = [world_example(world, code, index, "valid") for code in codes for index in range(WORLD_DEV, WORLD_DEV + num_train)]
-    lexicons = {code: world_lexicon(world, source, code) for code in codes[1:]}
-    texts = [one.sentences[0].words for one in [*train, *raw]]
+    tests = {code: make(code, "test", num_test) for code in codes}
+    # Unlabelled text says other meanings than the training data and the test, the same ones in all languages.
+    raw = {code: make(code, "valid", num_train, WORLD_DEV) for code in codes}
+    lexicons = {code: _world_dictionary(world, source, code, raw) for code in codes[1:]}
+    texts = [one.sentences[0].words for examples in (train, *raw.values()) for one in examples]
     return Data(source, train, dev, tests, lexicons=lexicons, texts=texts, has_trees=True)
 
 
+def _world_dictionary(world: World, source: str, target: str, raw: Mapping[str, Sequence[Example]]) -> Dictionary:
+    """Return the world's names, and behind them what parallel unlabelled sentences teach of the other words."""
+    texts = zip(raw[source], raw[target], strict=True)
+    pairs = [(_alphabetic(a), _alphabetic(b)) for a, b in texts]
+    names = world_lexicon(world, source, target)
+    return replace(names, entries={**induce(pairs, InductionOptions()).entries, **names.entries}, _folded={})
+
+
+def _alphabetic(example: Example) -> tuple[str, ...]:
+    return tuple(word for word in example.sentences[0].words if word[0].isalpha())

@@ -253,7 +253,9 @@ class Sequencer:
         distances += is_separator[:, None] + is_separator
         np.fill_diagonal(distances, 0)
         names = [_names(one, len(words_)) for one, words_ in zip(example.sentences, pieces, strict=True)]
-        upos = np.asarray([UPOS_IDS["[CLS]"], *(UPOS_IDS.get(name, UPOS_IDS["[UNK]"]) for one in names for name in one[0])])
+        upos = np.asarray(
+            [UPOS_IDS["[CLS]"], *(UPOS_IDS.get(name, UPOS_IDS["[UNK]"]) for one in names for name in one[0])]
+        )
         deprel = np.asarray(
             [DEPREL_IDS["[CLS]"], *(DEPREL_IDS.get(name, DEPREL_IDS["[UNK]"]) for one in names for name in one[1])]
         )

@@ -328,4 +328,6 @@ def default_average(snapshots: Sequence[Path]) -> list[Path]:
 
 def parameter_count(model: nn.Module) -> int:
     """Return the number of trained parameters."""
-    return int(np.sum([parameter.numel() for parameter in model.parameters() if parameter.requires_grad], dtype=np.int64))
+    return int(
+        np.sum([parameter.numel() for parameter in model.parameters() if parameter.requires_grad], dtype=np.int64)
+    )
