@@ -19,6 +19,7 @@ from polyloom.methods.transfer.method import (
     depth_loss,
     distance_loss,
     masked_softmax,
+    mix_states,
     neighbours,
     piece_heads,
     sequence_heads,
@@ -243,3 +244,11 @@ def test_symmetric_kl_is_zero_at_equality_and_symmetric():
     first, second = torch.tensor([[0.0, 0.0]]), torch.log(torch.tensor([[0.25, 0.75]]))
     expected = (0.5 - 0.25) * np.log(0.5 / 0.25) + (0.5 - 0.75) * np.log(0.5 / 0.75)
     assert symmetric_kl(first, second).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_mixed_states_by_hand():
+    target, source = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 2.0], [9.0, 9.0], [0.0, 4.0]]])
+    mask = torch.tensor([[1, 0, 1]])
+    assert mix_states(target, source, mask, 1.0).tolist() == target.tolist()
+    # Both sources are orthogonal to the target: their mean is taken, and the pad is not.
+    assert mix_states(target, source, mask, 0.25).tolist() == [[[0.25, 2.25]]]

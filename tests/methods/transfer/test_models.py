@@ -163,7 +163,7 @@ def test_the_parameter_counts_of_base_size():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(UserError, match="GPT2Model.*Its matrices are in: .*c_attn"):
+    with pytest.raises(UserError, match=r"GPT2Model.*Its matrices are in: .*c_attn"):
         SyntaxAdaptor(transformers.GPT2Model(transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=50300)))
     with pytest.raises(UserError, match="3 syntactic heads do not divide the encoder's 4"):
         SyntaxAdaptor(build("Bert"), num_slices=3, fuse="all")
@@ -269,7 +269,10 @@ def word_piece_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def whole(syntax: Syntax | None = Syntax(num_layers=2), family: str = "Bert") -> tuple[TransferModel, Sequencer]:
+GRAPH = Syntax(num_layers=2)
+
+
+def whole(syntax: Syntax | None = GRAPH, family: str = "Bert") -> tuple[TransferModel, Sequencer]:
     encoder = build(family)
     pieces = TokenizerPieces(word_piece_tokenizer(), encoder)
     model = TransferModel(encoder, TARGETS, syntax=syntax, dropout=0.1, seed=3).eval()

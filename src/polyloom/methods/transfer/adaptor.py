@@ -125,8 +125,8 @@ class SyntaxAdaptor(nn.Module):
             zero: begin with zero projections.
 
         Raises:
-            UserError: an unknown architecture, a layer that it lacks, or heads that S does not divide (for `first`: more
-                slices than heads).
+            UserError: an unknown architecture, a layer that it lacks, heads that S does not divide, or for `first`
+                more slices than heads.
         """
         super().__init__()
         attention = find_attention(model)

@@ -66,6 +66,8 @@ class TransferTrainConfig(Config):
     sync_pairs: bool = Field(False, description="Switch a word of a pair alike in both sentences.")
     consistency: float = Field(0.0, ge=0, description="Weight of the symmetric KL of a text and its switched form.")
 
+    mixup: float = Field(0.5, ge=0, le=1, description="xmixup: share of the translation in the mixed states.")
+
     graph_layers: int = Field(4, ge=1, description="L: layers of graph attention.")
     graph_heads: int = Field(4, ge=1, description="H: heads of graph attention.")
     radius: int = Field(1, ge=0, description="delta: tree distance that a graph layer looks over.")

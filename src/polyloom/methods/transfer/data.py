@@ -103,6 +103,8 @@ def read_data(config: TransferTrainConfig, needs_trees: bool) -> Data:
         if len(examples) != len(train):
             what = f"{len(examples)} translations into {code} for {len(train)} examples."
             raise UserError(what, where="--translations", hint="Translate line by line.")
+        # A translation has the class of its source; word tags only where the file gives them.
+        examples[:] = [replace(one, label=of.label) for one, of in zip(examples, train, strict=True)]
     data.notices = [f"{count} {what}." for what, count in notices.items()]
     _add_trees(data, split_specs(config.trees, "--trees"), needs_trees)
     _add_lexicons(data, config.dictionaries)

@@ -68,13 +68,13 @@ def run_study(config: TransferStudyConfig, run: Run) -> Result:
     )
     data = world_data(SOURCE, targets, config.seed, profile.num_train, profile.num_test)
     notes = [
-        f"{profile.num_train} labelled English sentences and an encoder of two layers made on the spot: the differences "
-        "say what dictionary and trees add here, not how well any of the arms could do.",
+        f"{profile.num_train} labelled English sentences and an encoder of two layers made on the spot: the "
+        "differences say what dictionary and trees add here, not how well any of the arms could do.",
     ]
     if config.profile == "quick":
         notes.append(
-            f"{num_seeds} seeds are too few to decide by seeds; the quick profile shows directions with their intervals "
-            "over sentences. --profile full decides, and runs the controls: parts of speech alone, trees alone, "
-            "random trees, and words switched once."
+            f"{num_seeds} seeds are too few to decide by seeds; the quick profile shows directions with their "
+            "intervals over sentences. --profile full decides, and runs the controls: parts of speech alone, trees "
+            "alone, random trees, and words switched once."
         )
     return compare(settings, data, run, notes)

@@ -365,3 +365,24 @@ def symmetric_kl(
     """
     p, q = first.log_softmax(-1), second.log_softmax(-1)
     return ((p.exp() - q.exp()) * (p - q)).sum(-1)
+
+
+def mix_states(
+    target: Float[Tensor, "batch n width"],
+    source: Float[Tensor, "batch m width"],
+    source_mask: Int[Tensor, "batch m"],
+    ratio: float,
+) -> Float[Tensor, "batch n width"]:
+    """Return ratio h_T + (1 - ratio) Attention(h_T, h_S, h_S): each state of a translation nears the source's.
+
+    Args:
+        target: states of the translation.
+        source: states of the text it translates.
+        source_mask: 1 where the source has a piece.
+        ratio: 1 leaves the translation alone.
+
+    Source: X-Mixup (arXiv 2205.04182), its cross-attention without parameters of its own.
+    """
+    scores = target @ source.transpose(1, 2) / source.shape[-1] ** 0.5
+    weights = masked_softmax(scores, (source_mask > 0)[:, None].expand_as(scores))
+    return ratio * target + (1 - ratio) * weights @ source

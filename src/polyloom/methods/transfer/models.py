@@ -79,11 +79,12 @@ class SentenceHead(nn.Module):
 
 
 class Outputs(NamedTuple):
-    """Logits of classes [batch, classes] and of words' tags [batch, words, tags], and the structural loss."""
+    """Logits of classes [batch, classes] and of words' tags [batch, words, tags], structural loss, and states."""
 
     label: Tensor | None
     tags: Tensor | None
     structure: Tensor | None
+    states: Tensor
 
 
 @dataclass(frozen=True)
@@ -151,12 +152,16 @@ class TransferModel(nn.Module):
         states = self._encode(batch)
         if self.adaptor is not None and not torch.is_grad_enabled():
             self.adaptor.clear()
+        return self.read(states, batch, structure)
+
+    def read(self, states: Tensor, batch: Batch, structure: Tensor | None = None) -> Outputs:
+        """Run the heads on states [batch, n, width] of a batch."""
         label = self.sentence(self._pool(states, batch["attention_mask"])) if self.sentence is not None else None
         tags = None
         if self.token is not None:
             places = batch["words"][:, :, None].expand(-1, -1, states.shape[-1])
             tags = self.token(self.dropout(states.gather(1, places)))
-        return Outputs(label, tags, structure)
+        return Outputs(label, tags, structure, states)
 
     def _encode(self, batch: Batch) -> Tensor:
         given = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}

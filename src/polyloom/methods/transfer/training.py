@@ -20,7 +20,7 @@ from polyloom.core.seeding import numpy_generator
 from polyloom.data.records import Example
 from polyloom.methods.transfer.arms import Arm, heads_of, plan_of, syntax_of
 from polyloom.methods.transfer.config import TransferTrainConfig
-from polyloom.methods.transfer.method import symmetric_kl
+from polyloom.methods.transfer.method import mix_states, symmetric_kl
 from polyloom.methods.transfer.models import Batch, Outputs, TransferModel, WordEncoder, task_loss
 from polyloom.methods.transfer.sequences import IGNORED, Pieces, Sequencer, Targets
 from polyloom.methods.transfer.switching import Aids, SwitchPlan, switch_example
@@ -201,11 +201,20 @@ def arm_loss(arm: Arm, config: TransferTrainConfig) -> Callable[[nn.Module, Batc
         if translated := _part(TRANSLATED, batch):
             other: Outputs = model(translated)
             total = total + _supervised(other, translated, config)
-            if arm.mixup and outputs.label is not None and other.label is not None:
-                total = total + symmetric_kl(outputs.label, other.label).mean()
+            if arm.mixup:
+                total = total + _mixed(model, outputs, other, batch, translated, config)
         return total * size, size
 
     return loss
+
+
+def _mixed(
+    model: Any, source: Outputs, target: Outputs, batch: Batch, translated: Batch, config: TransferTrainConfig
+) -> Tensor:
+    """Return the task loss of mixed states, and how far the translation is from them."""
+    mixed = mix_states(target.states, source.states, batch["attention_mask"], config.mixup)
+    outputs: Outputs = model.read(mixed, translated)
+    return task_loss(outputs, translated) + agreement(target, outputs, translated, translated)
 
 
 def _supervised(outputs: Outputs, batch: Batch, config: TransferTrainConfig) -> Tensor:
@@ -228,8 +237,9 @@ def agreement(first: Outputs, second: Outputs, first_batch: Batch, second_batch:
     if first.tags is not None and second.tags is not None:
         # A switched word may lie beyond the cut in one of the two.
         kept = (first_batch["tags"] != IGNORED) & (second_batch["tags"] != IGNORED)
-        parts.append(symmetric_kl(first.tags[kept].float(), second.tags[kept].float()).mean())
-    return torch.stack(parts).sum()
+        if bool(kept.any()):
+            parts.append(symmetric_kl(first.tags[kept].float(), second.tags[kept].float()).mean())
+    return torch.stack(parts).sum() if parts else first.states.new_zeros(())
 
 
 def train_arm(
