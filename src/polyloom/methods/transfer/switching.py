@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
 from multiprocessing import get_context
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import regex
@@ -196,6 +196,7 @@ def switch_example(
     return replace(example, sentences=found.sentences)
 
 
+T = TypeVar("T")
 Slot = tuple[int, int, str]
 """Number of the sentence, position, word."""
 
@@ -210,10 +211,9 @@ def switch_sentences(
     together = plan.sync_pairs and len(sentences) > 1
     units = [range(len(sentences))] if together else [range(i, i + 1) for i in range(len(sentences))]
     log: list[Replacement] = []
+    all_codes = [code for code in lexicons if plan.weights.get(code, 1.0) > 0] if plan.weights else list(lexicons)
     for unit in units:
-        codes = [code for code in lexicons if plan.weights.get(code, 1.0) > 0]
-        if plan.per == "sentence" and codes:
-            codes = [_draw_language(codes, plan, rng)]
+        codes = [_draw_language(all_codes, plan, rng)] if plan.per == "sentence" and all_codes else all_codes
         for group in _draw_slots(sentences, unit, codes, plan, lexicons, rng):
             log += _replace_group(group, sentences, codes, plan, lexicons, aids, stream.example, rng)
     if not log:
@@ -222,15 +222,22 @@ def switch_sentences(
     for one in log:
         changed[one.sentence][one.position] = one.translation
     pairs = zip(sentences, changed, strict=True)
-    return Switched(tuple(replace(sentence, words=tuple(new)) for sentence, new in pairs), tuple(sorted(log)))
+    return Switched(
+        tuple(replace(sentence, words=tuple(new)) for sentence, new in pairs), tuple(sorted(log) if together else log)
+    )
 
 
 def _draw_language(codes: Sequence[str], plan: SwitchPlan, rng: random.Random) -> str:
     if len(codes) == 1:
         return codes[0]
     if not plan.weights:
-        return rng.choice(codes)
+        return _any(codes, rng)
     return rng.choices(codes, [plan.weights.get(code, 1.0) for code in codes])[0]
+
+
+def _any(items: Sequence[T], rng: random.Random) -> T:
+    """Draw one of several; three times as fast as `choice`, and as uniform as 53 bits are."""
+    return items[int(rng.random() * len(items))]
 
 
 def _draw_slots(
@@ -276,6 +283,8 @@ def eligible(sentence: Sentence, plan: SwitchPlan, index: int = 0) -> list[Slot]
         raise UserError("has no labels to be outside of.", where=sentence.source or sentence.id, hint=hint)
     outside_only = plan.among == "outside" or (LABELS in plan.protect and bool(labels))
     patterns = tuple(name for name in plan.protect if name != LABELS)
+    if not (outside_only or patterns):
+        return [(index, i, word) for i, word in enumerate(sentence.words)]
     return [
         (index, i, word)
         for i, word in enumerate(sentence.words)
@@ -316,9 +325,7 @@ def _replace_group(
     rng: random.Random,
 ) -> list[Replacement]:
     number, position, word = group[0]
-    allowed = (
-        [code for code in codes if _lookup(word, code, plan, lexicons)] if plan.among == "covered" else codes
-    )
+    allowed = [code for code in codes if _lookup(word, code, plan, lexicons)] if plan.among == "covered" else codes
     if not allowed:
         return []
     code = _draw_language(allowed, plan, rng)
@@ -326,14 +333,14 @@ def _replace_group(
     if not found:
         return []
     one = _choose(found, sentences[number], position, plan.choose, aids, rng)
-    return [Replacement(example, slot[0], slot[1], slot[2], one.text, code, one.place) for slot in group]
+    return [Replacement(example, *slot, one.text, code, one.place) for slot in group]
 
 
 def _choose(
     found: Sequence[Translation], sentence: Sentence, position: int, choose: Choose, aids: Aids, rng: random.Random
 ) -> Translation:
     if choose == "uniform":
-        return found[0] if len(found) == 1 else rng.choice(found)
+        return found[0] if len(found) == 1 else _any(found, rng)
     if choose == "pos" and sentence.upos:
         return next((one for one in found if upos_of(one.pos) == sentence.upos[position]), found[0])
     if choose == "freq":
