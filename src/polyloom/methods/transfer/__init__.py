@@ -5,6 +5,8 @@ Public names (imported on first use, so that reading the card needs no torch):
 - `SyntaxAdaptor`: graph attention over dependency trees, hooked into any Hugging Face encoder.
 - `tree_distances`, `piece_heads`, `sequence_heads`: trees over word pieces.
 - `GraphAttention`, `SyntaxGraph`, `StructuralProbes`: the paper's modules.
+- `switch`, `switch_all`, `SwitchPlan`, `paper_plan`: code-switching by dictionaries.
+- `ibm1`, `induce`, `itermax_links`: dictionaries and word alignments from parallel text.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from polyloom.core.registry import Equation, Paper, RoomCard, TourStep, Verb
 
 if TYPE_CHECKING:
     from polyloom.methods.transfer.adaptor import SyntaxAdaptor
+    from polyloom.methods.transfer.induction import ibm1, induce, itermax_links
     from polyloom.methods.transfer.method import (
         GraphAttention,
         StructuralProbes,
@@ -24,15 +27,23 @@ if TYPE_CHECKING:
         sequence_heads,
         tree_distances,
     )
+    from polyloom.methods.transfer.switching import SwitchPlan, paper_plan, switch, switch_all
 
 __all__ = [
     "CARD",
     "GraphAttention",
     "StructuralProbes",
+    "SwitchPlan",
     "SyntaxAdaptor",
     "SyntaxGraph",
+    "ibm1",
+    "induce",
+    "itermax_links",
+    "paper_plan",
     "piece_heads",
     "sequence_heads",
+    "switch",
+    "switch_all",
     "tree_distances",
 ]
 
@@ -44,6 +55,8 @@ _HOME = {
         ("GraphAttention", "StructuralProbes", "SyntaxGraph", "piece_heads", "sequence_heads", "tree_distances"),
         _METHOD,
     ),
+    **dict.fromkeys(("SwitchPlan", "paper_plan", "switch", "switch_all"), f"{_ROOM}.switching"),
+    **dict.fromkeys(("ibm1", "induce", "itermax_links"), f"{_ROOM}.induction"),
 }
 
 
@@ -67,6 +80,9 @@ CARD = RoomCard(
         ),
         Paper("Syntax-augmented Multilingual BERT for Cross-lingual Transfer", "2106.02134", 2021, "Ahmad and others"),
         Paper("CoSDA-ML: Multi-Lingual Code-Switching Data Augmentation", "2006.06402", 2020, "Qin and others"),
+        Paper(
+            "SimAlign: High Quality Word Alignments Without Parallel Training Data", "2004.08728", 2020, "Jalili Sabet"
+        ),
         Paper("Consistency Regularization for Cross-Lingual Fine-Tuning", "2106.08226", 2021, "Zheng and others"),
     ),
     verbs=(
@@ -116,6 +132,9 @@ CARD = RoomCard(
         Equation("K += g Wk + bk, V += g Wv + bv", "fusion into attention", f"{_METHOD}:Fusion"),
         Equation("L_dist", "distance part of the structural loss", f"{_METHOD}:distance_loss"),
         Equation("L_depth", "depth part of the structural loss", f"{_METHOD}:depth_loss"),
+        Equation("k = floor(n r), t ~ dict(w)", "code-switching", f"{_ROOM}.switching:switch"),
+        Equation("p(t | s) p(s | t)", "IBM model 1 both ways", f"{_ROOM}.induction:ibm1"),
+        Equation("argmax, itermax", "alignment by similarity", f"{_ROOM}.induction:itermax_links"),
         Equation("KL(p || q) + KL(q || p)", "consistency of a text and its switched form", f"{_METHOD}:symmetric_kl"),
     ),
     tour=TourStep(verb="study", inputs={"languages": "languages"}),
