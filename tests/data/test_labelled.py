@@ -131,6 +131,17 @@ def test_records_of_many_shapes() -> None:
     assert (panx.label, panx.sentences[0].labels, panx.sentences[0].upos) == ("", ("O",), ("NOUN",))
 
 
+def test_a_folder_of_classes(tmp_path: Path) -> None:
+    write(tmp_path / "pos.txt", "\ufeffGood food.\r\n\r\nNice.\r\n")
+    write(tmp_path / "neg.txt", "Bad.\n")
+    found = read_labelled(tmp_path, language="en")
+    assert [(one.id, one.label) for one in found.examples] == [("neg-1", "neg"), ("pos-1", "pos"), ("pos-3", "pos")]
+    assert found.examples[1].sentences[0].words == ("Good", "food", ".")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"holds no \.txt file"):
+        read_labelled(tmp_path / "empty")
+
+
 def test_mtop_tags_by_hand() -> None:
     spans = [(0, 4), (5, 7), (8, 11), (12, 15)]
     assert mtop_tags(spans, [(5, 11, "A"), (12, 15, "A")]) == ["O", "B-A", "I-A", "B-A"]

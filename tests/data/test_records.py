@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyloom.core.errors import UserError
-from polyloom.data.records import Range, Sentence, split_words, surface
+from polyloom.data.records import Range, Sentence, split_sentences, split_words, surface
 from polyloom.data.treebanks import repair_heads
 
 
@@ -22,6 +22,28 @@ def test_words_signs_and_scripts_without_blanks() -> None:
 @given(st.text(max_size=60))
 def test_no_character_is_lost(text: str) -> None:
     assert "".join(split_words(text)) == "".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("Mr. Smith came. He left!", ["Mr . Smith came .", "He left !"]),
+        ('"No." She left... Why?! 7 did.', ['" No . "', "She left . . .", "Why ? !", "7 did ."]),
+        ("e.g. this is one", ["e . g . this is one"]),
+        ("好。不好", ["好 。", "不 好"]),
+        ("", []),
+    ],
+)
+def test_sentences_of_a_text(text: str, sentences: list[str]) -> None:
+    words = split_words(text)
+    assert [" ".join(words[a:b]) for a, b in split_sentences(words)] == sentences
+
+
+@given(st.lists(st.sampled_from(("a", "B", ".", "!", '"', "Mr", "。")), max_size=12))
+def test_sentences_hold_all_words(words: list[str]) -> None:
+    spans = split_sentences(words)
+    assert [word for a, b in spans for word in words[a:b]] == words
+    assert all(a < b for a, b in spans)
 
 
 def test_the_surface_keeps_one_node_for_a_multiword_token() -> None:

@@ -29,7 +29,8 @@ def read_labelled(path: Path, *, format: LabelledFormat = "auto", language: str 
     """Read a file of labelled examples.
 
     Args:
-        path: the file, UTF-8; a byte-order mark and CRLF are accepted.
+        path: the file, UTF-8; a byte-order mark and CRLF are accepted. Of a folder, each `.txt` file holds the texts
+            of the class that it is named after, one a line.
         format: `iob2` (number, token, tag), `panx` (language:token, tag), `facebook` (task-oriented blocks), `mtop`,
             `xnli` (XNLI-1.0), `xnli-mt` (its translated training file), `paws-x`, `pairs` (two texts and a label),
             `jsonl`, `conllu` (trees without labels); `auto` looks at the file.
@@ -41,6 +42,8 @@ def read_labelled(path: Path, *, format: LabelledFormat = "auto", language: str 
     Raises:
         UserError: a line that does not fit (file and line), no example, an unknown format.
     """
+    if path.is_dir():
+        return _from_folder(path, language)
     if format == "conllu" or (format == "auto" and path.name.endswith(".conllu") and not _is_facebook(path)):
         return _from_treebank(path, language)
     text = read_text(path).replace("\r\n", "\n")
@@ -64,6 +67,19 @@ def _from_treebank(path: Path, language: str) -> Examples:
     bank = read_conllu(path)
     examples = tuple(Example(one.id, (one,), language=language) for one in bank.sentences)
     return Examples(examples, "conllu", Counter(bank.repairs))
+
+
+def _from_folder(path: Path, language: str) -> Examples:
+    files = sorted(path.glob("*.txt"))
+    examples = [
+        Example(f"{file.stem}-{number}", (_text_sentence(line.strip(), file.stem, where),), file.stem, language)
+        for file in files
+        for number, (where, line) in enumerate(_lines(read_text(file).replace("\r\n", "\n"), file), start=1)
+        if line.strip()
+    ]
+    if not examples:
+        raise UserError("holds no .txt file with texts.", where=str(path), hint="Name a file, or CLASS.txt files.")
+    return Examples(tuple(examples), "folder")
 
 
 def _is_facebook(path: Path) -> bool:

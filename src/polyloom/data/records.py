@@ -108,6 +108,39 @@ def split_words(text: str) -> tuple[str, ...]:
     return tuple(_WORD.findall(text))
 
 
+_END = regex.compile(r"[.!?…。！？؟।]+")
+_CLOSING = regex.compile(r"[\p{Pe}\p{Pf}\"'”’」』]+")
+MAX_ABBREVIATION = 3
+
+
+def split_sentences(words: Sequence[str]) -> list[tuple[int, int]]:
+    """Find the sentences of a text: they end behind a final sign, and closing quotes belong to them.
+
+    A full stop behind a short capitalised word ("Mr", "J") or before a small letter ends none.
+
+    Args:
+        words: the words and signs of a text.
+
+    Returns:
+        First word and end of each sentence; together they hold all words.
+    """
+    found, start, at = [], 0, 0
+    while at < len(words):
+        at += 1
+        if not _END.fullmatch(words[at - 1]):
+            continue
+        while at < len(words) and (_END.fullmatch(words[at]) or _CLOSING.fullmatch(words[at])):
+            at += 1
+        before = words[at - 2] if at - 2 >= start else ""
+        short = words[at - 1] == "." and before.istitle() and len(before) <= MAX_ABBREVIATION
+        if at < len(words) and not short and not words[at][:1].islower():
+            found.append((start, at))
+            start = at
+    if start < len(words):
+        found.append((start, len(words)))
+    return found
+
+
 def surface(sentence: Sentence) -> Sentence:
     """Merge the words of each multiword token into one node, so that the words are those of the written text.
 
