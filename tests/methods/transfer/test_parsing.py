@@ -63,6 +63,16 @@ def test_labels_stay_and_odd_words_are_parsed(model: Path) -> None:
     assert parser([Sentence(())]) == [Sentence(())]
 
 
+def test_every_sentence_of_a_text_has_its_root(model: Path) -> None:
+    text = Sentence(("Es", "regnet", ".", "Wir", "gehen", "."), labels=("O",) * 6, id="t")
+    (found,) = parsing.parse_texts(parsing.UDPipeParser(model), [text])
+    assert (found.words, found.labels, found.id) == (text.words, text.labels, "t")
+    assert found.heads.count(0) == 2
+    for word, head in enumerate(found.heads, start=1):
+        # No head lies in the other sentence.
+        assert head == 0 or (head <= 3) == (word <= 3)
+
+
 def test_what_is_no_model_or_treebank_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.udpipe").write_bytes(b"no model")
     for name in ("m.udpipe", "absent"):

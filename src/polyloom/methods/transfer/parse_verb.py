@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def run_parse(config: ParseConfig, run: Run) -> Result:
             path="artifacts/parser.udpipe", media_type="application/octet-stream", description="the UDPipe model"
         )
     if config.text:
-        parsed = parser(_texts_to_parse(config, config.text))
+        parsed = parsing.parse_texts(parser, _texts_to_parse(config, config.text))
         write_text(run.artifact("parsed.conllu"), conllu(parsed))
         artifacts["parsed"] = Artifact(
             path="artifacts/parsed.conllu", media_type="text/plain", description="the parsed text as CoNLL-U"
@@ -98,7 +98,7 @@ def _split(config: ParseConfig, bank: parsing.Trainable) -> tuple[range, list[Se
     return range(num_train), list(bank.sentences[total - num_test :])
 
 
-def _parser(config: ParseConfig, run: Run, blocks: Sequence[str]) -> Any:
+def _parser(config: ParseConfig, run: Run, blocks: Sequence[str]) -> parsing.Parser:
     if config.backend == "stanza":
         return parsing.StanzaParser(config.language)
     if config.backend == "file":
@@ -123,10 +123,11 @@ class _FileParser:
         self._path = path
         self._trees = read_conllu(path).sentences
 
-    def __call__(self, sentences: Sequence[Sentence]) -> list[Sentence]:
-        joined, num_missing = join_trees(sentences, self._trees)
+    def __call__(self, sentences: Iterable[Sentence]) -> list[Sentence]:
+        wanted = list(sentences)
+        joined, num_missing = join_trees(wanted, self._trees)
         if num_missing:
-            what = f"has no tree for {num_missing} of {len(sentences)} sentences."
+            what = f"has no tree for {num_missing} of {len(wanted)} sentences."
             raise UserError(what, where=str(self._path), hint="Its words have to be those of the sentences.")
         return joined
 

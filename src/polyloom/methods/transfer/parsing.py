@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import numpy as np
 from polyloom.core.errors import MissingExtra, UserError
 from polyloom.core.files import read_text, write_bytes
 from polyloom.core.seeding import numpy_generator
-from polyloom.data.records import UPOS, Sentence
+from polyloom.data.records import UPOS, Sentence, split_sentences
 from polyloom.data.treebanks import Attachment, conllu, read_conllu, repair_heads, universal
 from polyloom.data.world import World, records
 
@@ -218,6 +218,33 @@ class StanzaParser:
             )
             for sentence, parsed in zip(given, document.sentences, strict=True)
         ]
+
+
+Parser = Callable[[Iterable[Sentence]], list[Sentence]]
+
+
+def parse_texts(parser: Parser, texts: Sequence[Sentence]) -> list[Sentence]:
+    """Parse texts of one or more sentences; the root of each sentence is a root of the text.
+
+    Args:
+        parser: of sentences.
+        texts: words with whatever else is known; other columns stay.
+    """
+    spans = [split_sentences(text.words) for text in texts]
+    parts = [Sentence(text.words[a:b]) for text, own in zip(texts, spans, strict=True) for a, b in own]
+    parsed = iter(parser(parts))
+    found = []
+    for text, own in zip(texts, spans, strict=True):
+        trees = [(start, next(parsed)) for start, _ in own]
+        found.append(
+            replace(
+                text,
+                upos=tuple(tag for _, tree in trees for tag in tree.upos),
+                heads=tuple(head + start if head else 0 for start, tree in trees for head in tree.heads),
+                deprels=tuple(relation for _, tree in trees for relation in tree.deprels),
+            )
+        )
+    return found
 
 
 # ---- controls and scores
