@@ -167,7 +167,9 @@ class GraphAttention(nn.Module):
             nodes: G.
             adjacency: A; row i holds the neighbours that node i gathers from.
         """
-        z = torch.einsum("bnd,kdh->bknh", nodes, self.weight)
+        num_heads, width, head_width = self.weight.shape
+        joined = self.weight.transpose(0, 1).reshape(width, num_heads * head_width)
+        z = (nodes @ joined).unflatten(-1, (num_heads, head_width)).transpose(1, 2)
         scores = functional.leaky_relu(z @ self.receiver + (z @ self.sender).transpose(2, 3), NEGATIVE_SLOPE)
         alpha = masked_softmax(scores, adjacency[:, None].expand_as(scores))
         gathered = functional.dropout(alpha, self.dropout, self.training) @ z
