@@ -104,6 +104,13 @@ def test_frequency_sense_weights_and_epochs(cli: Cli, tmp_path: Path, data: Path
     assert value(result, "num_replaced") == 6
 
 
+def test_phrases_are_one_word(cli: Cli, tmp_path: Path, data: Path) -> None:
+    (tmp_path / "de.txt").write_text("big dog\tgroßer Hund\n", encoding="utf-8")
+    options = ("--dictionaries", f"de={tmp_path / 'de.txt'}", "--rate", 1)
+    assert value(answered(cli, "switch", "--data", data, *options), "num_replaced") == 0
+    assert value(answered(cli, "switch", "--data", data, *options, "--phrases"), "num_replaced") == 1
+
+
 def test_pairs_are_exported_as_pairs(cli: Cli, tmp_path: Path, muse: Path) -> None:
     (tmp_path / "p.tsv").write_text("The dog\tBig dog\tneutral\n")
     options = ("--dictionaries", f"de={muse}", "--rate", 1, "--sync-pairs", "--choose", "uniform")

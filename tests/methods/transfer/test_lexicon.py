@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from polyloom.core.errors import UserError
 from polyloom.data.dictionaries import Dictionary, Translation, read_dictionary
+from polyloom.data.records import Sentence
 from polyloom.data.world import World
 from polyloom.methods.transfer.lexicon import (
     count_hits,
     in_script,
+    join_phrases,
     keep_script,
     lexicon_notices,
     open_lexicons,
@@ -102,6 +105,27 @@ def test_notices_for_missing_thin_and_reversed_dictionaries() -> None:
     assert "has 0.0% of the words" in thin
     (missing,) = lexicon_notices([], ["fr"])
     assert missing == "There are no entries into fr; the lex arm will not switch into fr (0 % coverage)."
+
+
+def test_phrases_become_one_node_and_cut_no_span() -> None:
+    lexicons = {"es": Dictionary({"New York": (Translation("Nueva York"),), "give up": (Translation("rendirse"),)})}
+    sentence = Sentence(
+        ("I", "give", "up", "new", "York"),
+        ("PRON", "VERB", "ADP", "PROPN", "PROPN"),
+        (2, 0, 2, 5, 2),
+        ("nsubj", "root", "compound:prt", "compound", "obj"),
+        ("O", "O", "O", "B-LOC", "I-LOC"),
+    )
+    joined = join_phrases(sentence, lexicons)
+    assert joined.words == ("I", "give up", "new York")
+    assert joined.heads == (2, 0, 2)
+    assert joined.upos == ("PRON", "VERB", "PROPN")
+    assert joined.labels == ("O", "O", "B-LOC")
+    for labels in (("O", "O", "O", "O", "B-LOC"), ("O", "O", "O", "I-LOC", "I-LOC")):
+        assert join_phrases(replace(sentence, labels=labels), lexicons).words == ("I", "give up", "new", "York")
+    longer = Sentence(("New", "York", "City"), labels=("B-LOC", "I-LOC", "I-LOC"))
+    assert join_phrases(longer, lexicons) == longer
+    assert join_phrases(Sentence(("a",)), lexicons) == Sentence(("a",))
 
 
 def test_the_world_has_a_dictionary() -> None:

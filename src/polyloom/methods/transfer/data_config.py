@@ -43,6 +43,7 @@ class SwitchConfig(Config):
     protect: list[str] = Field(
         [], description="Words that never change: numbers, urls, placeholders, signs, labels, or an expression."
     )
+    phrases: bool = Field(False, description="Make one word of each phrase that a dictionary has, such as New York.")
     weights: list[str] = Field([], description="LANGUAGE=NUMBER: how often a language is drawn. [default: 1 each]")
     frequency_text: list[str] = Field([], description="Text of the target languages, for --choose freq.")
     model: str | None = Field(None, description="Hugging Face encoder whose embeddings --choose sense compares.")

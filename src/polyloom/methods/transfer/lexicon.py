@@ -9,8 +9,14 @@ from pathlib import Path
 import regex
 
 from polyloom.core.errors import UserError
-from polyloom.data.dictionaries import FORMATS, Dictionary, Format, Translation, read_dictionary
-from polyloom.data.records import UPOS
+from polyloom.data.dictionaries import (
+    MAX_HEADWORD_WORDS,
+    Dictionary,
+    Format,
+    Translation,
+    read_dictionary,
+)
+from polyloom.data.records import OUTSIDE, UPOS, Range, Sentence, surface
 from polyloom.data.world import World, records, supply
 
 Lexicons = Mapping[str, Dictionary]
@@ -121,6 +127,52 @@ def open_lexicons(
     return found
 
 
+def join_phrases(sentence: Sentence, lexicons: Lexicons) -> Sentence:
+    """Make one word of each phrase that a dictionary has as a headword, the longest first: "New York" is one node.
+
+    Args:
+        sentence: its labels may not be cut: a phrase is joined where all its words are outside of spans, or where it is
+            a whole span.
+        lexicons: any of which may hold the phrase.
+
+    Returns:
+        The sentence with fewer words; a phrase takes the head, relation and tag of its word nearest the root.
+    """
+    ranges: list[Range] = []
+    at, words = 0, sentence.words
+    while at < len(words):
+        size = next(
+            (
+                size
+                for size in range(min(MAX_HEADWORD_WORDS, len(words) - at), 1, -1)
+                if _one_label(sentence.labels, at, at + size)
+                and any(one.lookup(" ".join(words[at : at + size])) for one in lexicons.values())
+            ),
+            1,
+        )
+        if size > 1:
+            ranges.append(Range(at + 1, at + size, " ".join(words[at : at + size])))
+        at += size
+    if not ranges:
+        return sentence
+    joined = surface(replace(sentence, ranges=tuple(ranges)))
+    if not sentence.labels:
+        return joined
+    starts = {one.start - 1 for one in ranges}
+    skipped = {i for one in ranges for i in range(one.start, one.end)}
+    kept = [i for i in range(len(words)) if i in starts or i not in skipped]
+    return replace(joined, labels=tuple(sentence.labels[i] for i in kept))
+
+
+def _one_label(labels: Sequence[str], start: int, end: int) -> bool:
+    own = labels[start:end]
+    if not own or all(label == OUTSIDE for label in own):
+        return True
+    inside = f"I-{own[0][2:]}"
+    follows = end < len(labels) and labels[end] == inside
+    return own[0].startswith("B-") and all(label == inside for label in own[1:]) and not follows
+
+
 @dataclass(frozen=True)
 class Hits:
     """Words of the source text that a dictionary has, and how many more it has the other way round."""
@@ -203,9 +255,3 @@ def world_lexicon(world: World, source: str, target: str) -> Dictionary:
         if one not in known:
             entries[record["source"]] = (*known, one)
     return Dictionary(entries, "world", len(entries))
-
-
-__all__ = [
-    "FORMATS", "Hits", "Lexicons", "count_hits", "in_script", "keep_script", "lexicon_notices", "open_lexicons",
-    "single_words", "upos_of", "world_lexicon",
-]  # fmt: skip

@@ -22,6 +22,7 @@ from polyloom.methods.transfer.data_config import SwitchConfig
 from polyloom.methods.transfer.lexicon import (
     Hits,
     count_hits,
+    join_phrases,
     lexicon_notices,
     open_lexicons,
     world_lexicon,
@@ -43,6 +44,11 @@ def run_switch(config: SwitchConfig, run: Run) -> Result:
     plan = _plan(config)
     examples, notices = _examples(config)
     lexicons = _lexicons(config)
+    if config.phrases:
+        examples = [
+            replace(one, sentences=tuple(join_phrases(sentence, lexicons) for sentence in one.sentences))
+            for one in examples
+        ]
     hits = [count_hits(code, one, (s.words for e in examples for s in e.sentences)) for code, one in lexicons.items()]
     aids = _aids(config)
     epochs: list[list[Switched]] = []
