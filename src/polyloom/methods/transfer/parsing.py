@@ -42,7 +42,8 @@ def read_trainable(path: Path, *, strict: bool = False) -> Trainable:
     """
     bank = read_conllu(path, strict=strict)
     text = read_text(path).replace("\r\n", "\n")
-    blocks = [block for block in "\n".join(line.rstrip() for line in text.split("\n")).split("\n\n") if block.strip()]
+    lines = (line if line.strip() else "" for line in text.split("\n"))
+    blocks = [block for block in "\n".join(lines).split("\n\n") if block.strip()]
     kept = [
         (sentence, block.strip("\n"))
         for sentence, block in zip(bank.sentences, blocks, strict=True)

@@ -143,13 +143,21 @@ def _examples(config: SwitchConfig) -> tuple[list[Example], Counter[str]]:
     examples = list(read.examples[: config.num_examples])
     notices = Counter(read.notices)
     if config.trees:
-        trees = read_conllu(config.trees).sentences
-        for i, example in enumerate(examples):
-            joined = [join_trees([sentence], trees)[0] for sentence in example.sentences]
-            found = tuple(one[0] if one else sentence for one, sentence in zip(joined, example.sentences, strict=True))
-            notices["texts without a tree"] += sum(not one for one in joined)
-            examples[i] = replace(example, sentences=found)
+        examples, notices["texts without a tree"] = _with_trees(examples, config.trees)
     return examples, +notices
+
+
+def _with_trees(examples: Sequence[Example], path: Path) -> tuple[list[Example], int]:
+    """Join every sentence with its tree; those without one stay as they are, and are counted."""
+    numbered = [
+        replace(sentence, id=f"{i} {j}") for i, one in enumerate(examples) for j, sentence in enumerate(one.sentences)
+    ]
+    joined, num_missing = join_trees(numbered, read_conllu(path).sentences)
+    found = {sentence.id: sentence for sentence in joined}
+    return [
+        replace(one, sentences=tuple(found.get(f"{i} {j}", sentence) for j, sentence in enumerate(one.sentences)))
+        for i, one in enumerate(examples)
+    ], num_missing
 
 
 def _lexicons(config: SwitchConfig) -> dict[str, Dictionary]:
