@@ -100,6 +100,7 @@ def test_frequency_sense_weights_and_epochs(cli: Cli, tmp_path: Path, data: Path
     rows = [json.loads(line) for line in artifact(tmp_path, "switched.jsonl").read_text("utf-8").splitlines()]
     assert [row["id"] for row in rows] == ["1-epoch0", "2-epoch0", "1-epoch1", "2-epoch1"]
     assert rows[0]["words"][1] == "Köter"
+    answered(cli, *common, "--choose", "freq", "--model", saved)
     result = answered(cli, *common, "--choose", "sense", "--model", saved, "--weights", "de=2")
     assert value(result, "num_replaced") == 6
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from polyloom.core.errors import UserError
-from polyloom.methods.transfer.vectors import WordVectors, context_vectors
+from polyloom.methods.transfer.vectors import WordVectors, context_vectors, vocabulary_frequency
 from polyloom.models.load import save_model
 
 PIECES = ["[PAD]", "[UNK]", "the", "dog", "##s", "cat", "run"]
@@ -67,3 +67,11 @@ def test_words_without_context() -> None:
     embed = WordVectors(model, tokenizer)
     np.testing.assert_allclose(embed("dogs"), table[[3, 4]].mean(0))
     assert not embed("").any()
+
+
+def test_earlier_pieces_are_more_frequent() -> None:
+    _, tokenizer = tiny()
+    found = vocabulary_frequency(tokenizer)
+    assert found["the"] == 1 / 3
+    assert found["the"] > found["dog"] > found["run"]
+    assert "##s" not in found

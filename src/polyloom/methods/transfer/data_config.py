@@ -45,8 +45,10 @@ class SwitchConfig(Config):
     )
     phrases: bool = Field(False, description="Make one word of each phrase that a dictionary has, such as New York.")
     weights: list[str] = Field([], description="LANGUAGE=NUMBER: how often a language is drawn. [default: 1 each]")
-    frequency_text: list[str] = Field([], description="Text of the target languages, for --choose freq.")
-    model: str | None = Field(None, description="Hugging Face encoder whose embeddings --choose sense compares.")
+    frequency_text: list[str] = Field(
+        [], description="Text of the target languages, for --choose freq. [default: the order of --model's vocabulary]"
+    )
+    model: str | None = Field(None, description="Hugging Face encoder for --choose sense (its embeddings) and freq.")
     num_epochs: int = Field(1, ge=1, description="Passes to export; dynamic switching differs in each.")
     num_workers: int = Field(1, ge=1, description="Processes; the data are the same for any number.")
     check_workers: list[int] = Field([], description="Switch with these numbers of processes, too, and compare.")

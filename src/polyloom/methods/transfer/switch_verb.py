@@ -171,15 +171,17 @@ def _lexicons(config: SwitchConfig) -> dict[str, Dictionary]:
 
 
 def _aids(config: SwitchConfig) -> Aids:
-    frequency = None
-    if config.frequency_text:
-        frequency = Counter(word for name in config.frequency_text for word in split_words(read_text(Path(name))))
-    if config.choose != "sense" or config.model is None:
-        return Aids(frequency)
-    from polyloom.methods.transfer.vectors import WordVectors
+    if config.choose == "freq" and config.frequency_text:
+        return Aids(Counter(word for name in config.frequency_text for word in split_words(read_text(Path(name)))))
+    if config.choose not in ("freq", "sense") or config.model is None:
+        return Aids()
+    from polyloom.methods.transfer.vectors import WordVectors, vocabulary_frequency
     from polyloom.models.load import load_model, load_tokenizer
 
-    return Aids(frequency, WordVectors(load_model(config.model, "encoder"), load_tokenizer(config.model)))
+    tokenizer = load_tokenizer(config.model)
+    if config.choose == "freq":
+        return Aids(vocabulary_frequency(tokenizer))
+    return Aids(embed=WordVectors(load_model(config.model, "encoder"), tokenizer))
 
 
 def _export(examples: Sequence[Example], epochs: Sequence[Sequence[Switched]]) -> Iterator[str]:

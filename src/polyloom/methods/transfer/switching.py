@@ -345,7 +345,9 @@ def _choose(
         return next((one for one in found if upos_of(one.pos) == sentence.upos[position]), found[0])
     if choose == "freq":
         if aids.frequency is None:
-            raise UserError("needs frequencies of target words.", where="--choose freq", hint="Name --frequency-text.")
+            raise UserError(
+                "needs frequencies of target words.", where="--choose freq", hint="Name --frequency-text or --model."
+            )
         return max(found, key=lambda one: aids.frequency.get(one.text, 0.0))  # type: ignore[union-attr]
     if choose == "sense":
         if aids.embed is None:

@@ -61,6 +61,23 @@ def _pool(states: NDArray[np.float32], word_ids: Sequence[int | None], num_words
     return sums
 
 
+def vocabulary_frequency(tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+    """Rank whole words by their place in an encoder's vocabulary: earlier pieces are more frequent in training text.
+
+    Args:
+        tokenizer: word pieces (`##` continues), SentencePiece (`▁` begins) or byte-level BPE (`Ġ` begins).
+
+    Returns:
+        1 / (1 + id) for each piece that is a word by itself; a word that is not there counts 0.
+    """
+    found: dict[str, float] = {}
+    for piece, number in tokenizer.get_vocab().items():
+        word = piece.lstrip("▁Ġ")
+        if word and not piece.startswith("##"):
+            found[word] = max(found.get(word, 0.0), 1 / (1 + number))
+    return found
+
+
 class WordVectors:
     """Vectors of words without context: the mean input embedding of their pieces. Called with a word."""
 
