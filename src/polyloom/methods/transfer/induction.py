@@ -258,7 +258,7 @@ def itermax_links(similarity: Floats, *, alpha: float = 0.9, rounds: int = 2) ->
     """
     links = _mutual(similarity)
     for _ in range(rounds - 1):
-        row, column = links.any(1)[:, None], links.any(0)[None, :]
+        row, column = links.any(axis=1, keepdims=True), links.any(axis=0, keepdims=True)
         mask = np.where(row & column, 0.0, np.where(row | column, alpha, 1.0))
         links |= _mutual(similarity * mask)
     return [(int(i), int(j)) for i, j in np.argwhere(links)]
@@ -272,7 +272,8 @@ def distort(similarity: Floats, kappa: float = 0.5) -> Floats:
     """
     m, n = similarity.shape
     gap = (np.arange(m) / m)[:, None] - (np.arange(n) / n)[None, :]
-    return similarity * (1 - kappa * gap**2)
+    weakened: Floats = similarity * (1 - kappa * gap**2)
+    return weakened
 
 
 Vectors = Callable[[Sequence[tuple[str, ...]]], Iterable["NDArray[np.float32]"]]

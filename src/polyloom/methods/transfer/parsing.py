@@ -150,7 +150,7 @@ class UDPipeParser:
             MissingExtra: ufal.udpipe is not installed.
         """
         self._module = udpipe()
-        self._model = self._module.Model.load(str(path)) if path.is_file() else None
+        self._model: Any = self._module.Model.load(str(path)) if path.is_file() else None
         if self._model is None:
             raise UserError("is no UDPipe model.", where=str(path), hint="`transfer parse` writes one.")
 
@@ -285,4 +285,5 @@ def resampled(counts: np.ndarray[Any, np.dtype[np.int64]], seed: int, num_resamp
     rng = numpy_generator(seed, "attachment bootstrap")
     sums = counts[rng.integers(len(counts), size=(num_resamples, len(counts)))].sum(1)
     low, high = np.quantile(sums[:, 1:] / sums[:, :1], (0.025, 0.975), axis=0)
-    return [Attachment(*map(float, row), int(counts[:, 0].sum())) for row in (low, high)]
+    num_words = int(counts[:, 0].sum())
+    return [Attachment(float(row[0]), float(row[1]), float(row[2]), num_words) for row in (low, high)]
