@@ -169,7 +169,7 @@ class GraphAttention(nn.Module):
         """
         num_heads, width, head_width = self.weight.shape
         joined = self.weight.transpose(0, 1).reshape(width, num_heads * head_width)
-        z = (nodes @ joined).unflatten(-1, (num_heads, head_width)).transpose(1, 2)
+        z = (nodes @ joined).view(*nodes.shape[:2], num_heads, head_width).transpose(1, 2)
         scores = functional.leaky_relu(z @ self.receiver + (z @ self.sender).transpose(2, 3), NEGATIVE_SLOPE)
         alpha = masked_softmax(scores, adjacency[:, None].expand_as(scores))
         gathered = functional.dropout(alpha, self.dropout, self.training) @ z
@@ -263,7 +263,7 @@ def spread_slices(
         head_width: h.
         fuse: which heads are changed.
     """
-    parts = slices.unflatten(-1, (-1, head_width))
+    parts = slices.view(*slices.shape[:2], -1, head_width)
     num_slices = parts.shape[-2]
     if fuse == "all":
         return parts.repeat_interleave(num_heads // num_slices, dim=-2).flatten(-2)
