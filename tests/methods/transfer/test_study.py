@@ -496,6 +496,7 @@ def test_the_users_own_encoder_is_taken_with_lora(run: Run, tmp_path: Path):
     assert said["slot F1"].tolist() == found["syn 0"].counts["de"]["slot F1"].tolist()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_study_is_small_honest_and_complete(run: Run, monkeypatch: pytest.MonkeyPatch):
     from polyloom.methods.transfer import lab
     from polyloom.methods.transfer.config import TransferStudyConfig
@@ -506,6 +507,9 @@ def test_the_study_is_small_honest_and_complete(run: Run, monkeypatch: pytest.Mo
     assert any("too few to decide" in line for line in result.limitations)
     assert any("CLDR world" in line for line in result.limitations)
     assert len(result.verdicts) == 5
+    assert all(result.scalars[f"off_equals_base_{name}"].value for name in ("bert", "xlm_roberta", "distilbert"))
+    assert result.scalars["base_size_num_parameters"].value == 839_424
+    assert result.scalars["torch_geometric_max_difference"].value < 1e-5
     with pytest.raises(UserError, match="other than English"):
         lab.run_study(TransferStudyConfig(languages=["en"]), run)
 

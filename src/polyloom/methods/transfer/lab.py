@@ -8,6 +8,7 @@ from polyloom.core.errors import UserError
 from polyloom.core.result import Result
 from polyloom.methods.transfer.config import TransferStudyConfig, TransferTrainConfig
 from polyloom.methods.transfer.data import world_data
+from polyloom.methods.transfer.proofs import proofs
 from polyloom.methods.transfer.study import compare
 from polyloom.runs.folder import Run
 
@@ -77,4 +78,4 @@ def run_study(config: TransferStudyConfig, run: Run) -> Result:
             "intervals over sentences. --profile full decides, and runs the controls: parts of speech alone, trees "
             "alone, random trees, and words switched once."
         )
-    return compare(settings, data, run, notes)
+    return compare(settings, data, run, notes, proofs())

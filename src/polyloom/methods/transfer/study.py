@@ -68,7 +68,13 @@ def run_train(config: TransferTrainConfig, run: Run) -> Result:
     return compare(config, data, run)
 
 
-def compare(config: TransferTrainConfig, data: Data, run: Run, extra_limitations: Sequence[str] = ()) -> Result:
+def compare(
+    config: TransferTrainConfig,
+    data: Data,
+    run: Run,
+    extra_limitations: Sequence[str] = (),
+    extra_scalars: Mapping[str, Scalar] | None = None,
+) -> Result:
     """Run the protocol on data and build the result."""
     targets, outcomes = run_protocol(config, data, run)
     groups = by_arm(outcomes)
@@ -87,7 +93,9 @@ def compare(config: TransferTrainConfig, data: Data, run: Run, extra_limitations
     num_cut = sum(one.num_cut for one in outcomes)
     scalars = scalars_of(groups, data.source, languages, metrics, config.seed) if languages else {}
     return run.result(
-        scalars=scalars | {"num_cut_sequences": Scalar(value=num_cut), "num_seeds": Scalar(value=config.num_seeds)},
+        scalars=scalars
+        | dict(extra_scalars or {})
+        | {"num_cut_sequences": Scalar(value=num_cut), "num_seeds": Scalar(value=config.num_seeds)},
         tables=tables,
         series=language_series(groups, languages, metrics[0]) | difference_series(compared),
         artifacts=_models(run),
