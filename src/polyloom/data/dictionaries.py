@@ -12,7 +12,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
@@ -39,11 +39,12 @@ UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khm
 
 @dataclass(frozen=True)
 class Translation:
-    """One translation of a headword; `score` is the file's own (higher is better), `pos` its part of speech."""
+    """One translation of a headword, with the file's own part of speech, score (higher is better) and place."""
 
     text: str
     pos: str = ""
     score: float | None = None
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _collect(path: Path, format: str, rows: Iterable[Row]) -> Dictionary:
         if head and kept:
             own = entries.setdefault(head, {})
             for one in kept:
-                own.setdefault(one.text, one)
+                own.setdefault(one.text, replace(one, place=place))
     if not entries:
         one_sided = (num_sources or num_targets) and not (num_sources and num_targets)
         missing = "translation" if num_sources else "headword"
@@ -252,7 +253,9 @@ def _read_muse(text: str) -> Iterator[Row]:
     for place, line in _lines(text):
         parts = line.strip("\r\n").split("\t") if "\t" in line else line.split()
         if len(parts) == 2:
-            yield place, parts[0].strip(), [Translation(parts[1].strip())]
+            # Published files carry commas of their tokenisation ("word,"); a sign by itself is an entry.
+            source, target = (part.strip().rstrip(",;") or part.strip() for part in parts)
+            yield place, source, [Translation(target)]
         else:
             # A lone word is a one-sided line; three words are no pair.
             yield place, parts[0].strip(), [] if len(parts) == 1 else None
@@ -298,7 +301,9 @@ def _read_wiktionary(text: str) -> Iterator[Row]:
             continue
         match = _WIKTIONARY.match(left.strip())
         head, pos = (match["head"].strip(), match["pos"] or "") if match else (left.strip(), "")
-        yield place, head, [Translation(one, pos) for one in _senses(right)]
+        # A label stands before a colon ("dated: Wort"); a piece with a hyphen at its edge is an affix.
+        pieces = (one.rpartition(":")[2].strip() for one in _senses(right))
+        yield place, head, [Translation(one, pos) for one in pieces if not (one.startswith("-") or one.endswith("-"))]
 
 
 def _senses(text: str) -> list[str]:
@@ -401,6 +406,11 @@ def _read_wiktextract(text: str, target_language: str) -> Iterator[Row]:
             row: Any = json.loads(line)
         except json.JSONDecodeError:
             yield place, "", None
+            continue
+        if isinstance(row, dict) and row and all(isinstance(value, list) for value in row.values()):
+            # {"word": ["translation", ...]}, the lines of code-switching code.
+            for head, words in row.items():
+                yield place, head, [Translation(word) for word in words if isinstance(word, str)]
             continue
         if not isinstance(row, dict) or not isinstance(row.get("word"), str):
             yield place, "", None

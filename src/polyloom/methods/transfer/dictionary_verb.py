@@ -1,0 +1,185 @@
+"""The verb `dictionary`: read, checked, turned round, or induced from parallel text and scored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from polyloom.core.errors import UserError
+from polyloom.core.files import read_text, write_text
+from polyloom.core.result import Artifact, Result, Scalar, Table
+from polyloom.data.dictionaries import Dictionary, read_dictionary
+from polyloom.data.records import split_words
+from polyloom.data.world import NOTICE, World, records
+from polyloom.methods.transfer.data_config import TransferDictionaryConfig
+from polyloom.methods.transfer.induction import (
+    InductionOptions,
+    Pair,
+    align,
+    held_out_hits,
+    induce,
+    induce_from_links,
+    precision_at_1,
+    read_parallel,
+    tsv,
+    words_to_align,
+)
+from polyloom.methods.transfer.lexicon import (
+    count_hits,
+    keep_script,
+    lexicon_notices,
+    world_lexicon,
+)
+from polyloom.metrics.statistics import wilson_interval
+from polyloom.runs.folder import Run
+
+NUM_WORLD_PAIRS = 3000
+HELD_OUT = 10
+MAX_ROWS = 20
+
+
+def run_dictionary(config: TransferDictionaryConfig, run: Run) -> Result:
+    """Read or induce a dictionary, score it, and measure its hit rate.
+
+    Raises:
+        UserError: files or settings that do not fit.
+    """
+    started = time.process_time()
+    held_out: list[Pair] = []
+    if config.dictionary:
+        found = read_dictionary(
+            config.dictionary, format=config.dictionary_format, target_language=config.target_language
+        )
+        num_pairs = 0
+    else:
+        pairs = _parallel(config)
+        num_pairs = config.num_pairs or max(1, len(pairs) - len(pairs) // HELD_OUT)
+        found, held_out = _induce(config, pairs[:num_pairs]), pairs[num_pairs:]
+        num_pairs = min(num_pairs, len(pairs))
+        if not found.entries:
+            raise UserError("no pair of words is sure enough.", where="--threshold", hint="Lower it, or --min-count.")
+    seconds = time.process_time() - started
+    found = found.inverted() if config.reverse else found
+    found = keep_script(found, config.script) if config.script else found
+    write_text(run.artifact("dictionary.tsv"), tsv(found))
+    scalars = {
+        "num_entries": Scalar(value=len(found.entries)),
+        "num_translations": Scalar(value=sum(map(len, found.entries.values()))),
+        "num_malformed": Scalar(value=found.num_malformed),
+        "cpu_seconds": Scalar(value=seconds, unit="s"),
+    }
+    verdicts = [f"{len(found.entries)} headwords ({found.format}) are in artifacts/dictionary.tsv."]
+    tables = {"entries": _entries_table(found)}
+    if num_pairs:
+        scalars["num_pairs"] = Scalar(value=num_pairs)
+    for part in (_score_held_out(found, held_out, config), _score_reference(found, config), _score_text(found, config)):
+        scalars |= part[0]
+        tables |= part[1]
+        verdicts += part[2]
+    return run.result(
+        scalars=scalars,
+        tables=tables,
+        artifacts={
+            "dictionary": Artifact(
+                path="artifacts/dictionary.tsv",
+                media_type="text/tab-separated-values",
+                description="source, target, score",
+            )
+        },
+        verdicts=verdicts,
+        limitations=[
+            "A reference dictionary lists base forms and misses right translations: P@1 against it is a lower bound.",
+            *([NOTICE] if not config.dictionary and not config.source_text else []),
+        ],
+    )
+
+
+_Part = tuple[dict[str, Scalar], dict[str, Table], list[str]]
+
+
+def _parallel(config: TransferDictionaryConfig) -> list[Pair]:
+    if config.source_text:
+        texts = read_parallel(config.source_text, config.target_text, columns=config.columns)
+    else:
+        both = (config.source_language, config.target_language)
+        rows = records(World(list(both), seed=config.seed), "parallel", both, NUM_WORLD_PAIRS)
+        translations = [row["translation"] for row in rows]
+        texts = list(dict.fromkeys((one[both[0]], one[both[1]]) for one in translations))
+    return [pair for a, b in texts if all(pair := (words_to_align(a), words_to_align(b)))]
+
+
+def _induce(config: TransferDictionaryConfig, pairs: Sequence[Pair]) -> Dictionary:
+    options = InductionOptions(
+        config.iterations, config.tension, config.smoothing, config.threshold, config.min_count, config.mutual
+    )
+    if config.method == "ibm1":
+        return induce(pairs, options)
+    if config.model is None:
+        raise UserError("needs an encoder.", where=f"--method {config.method}", hint="Name one with --model.")
+    from polyloom.methods.transfer.vectors import context_vectors
+    from polyloom.models.load import load_model, load_tokenizer
+
+    model, tokenizer = load_model(config.model, "encoder"), load_tokenizer(config.model)
+    links = align(pairs, lambda texts: context_vectors(model, tokenizer, texts, config.layer), config.method)
+    return induce_from_links(pairs, links, options)
+
+
+def _score_held_out(found: Dictionary, pairs: Sequence[Pair], config: TransferDictionaryConfig) -> _Part:
+    if not pairs or config.reverse:
+        return {}, {}, []
+    hits, total = held_out_hits(found, pairs)
+    if not total:
+        return {}, {}, []
+    interval = wilson_interval(hits, total)
+    scalar = Scalar(value=hits / total, low=interval.low, high=interval.high)
+    words = sum(len(source) for source, _ in pairs)
+    text = f"On {len(pairs)} held-out pairs the best translation stands in {hits / total:.1%} of the places."
+    return {"held_out_hit_rate": scalar, "held_out_coverage": Scalar(value=total / words)}, {}, [text]
+
+
+def _score_reference(found: Dictionary, config: TransferDictionaryConfig) -> _Part:
+    if config.reference:
+        reference = read_dictionary(config.reference, target_language=config.target_language)
+    elif not config.dictionary and not config.source_text:
+        both = (config.source_language, config.target_language)
+        reference = world_lexicon(World(list(both), seed=config.seed), *both)
+    else:
+        return {}, {}, []
+    score = precision_at_1(found, reference)
+    if not score.num_known:
+        return {}, {}, ["The reference has none of the headwords."]
+    interval = wilson_interval(score.num_right, score.num_known)
+    same = wilson_interval(score.num_same_form, score.num_known)
+    scalars = {
+        "precision_at_1": Scalar(value=score.precision, low=interval.low, high=interval.high),
+        "precision_at_1_any_form": Scalar(value=same.value, low=same.low, high=same.high),
+        "num_in_reference": Scalar(value=score.num_known),
+    }
+    wrong = Table(
+        columns=["headword", "best translation", "reference"],
+        rows=[list(row) for row in score.wrong[:MAX_ROWS]],
+        title="Best translations of which the reference has no form",
+    )
+    text = (
+        f"P@1 {score.precision:.3f} on the {score.num_known} headwords of the reference; {same.value:.3f} when another "
+        "form of the same word counts."
+    )
+    return scalars, {"not_in_reference": wrong}, [text]
+
+
+def _score_text(found: Dictionary, config: TransferDictionaryConfig) -> _Part:
+    if not config.text:
+        return {}, {}, []
+    hits = count_hits(config.target_language, found, [split_words(read_text(config.text))])
+    scalars = {"hit_rate": Scalar(value=hits.rate), "reversed_hit_rate": Scalar(value=hits.reversed_rate)}
+    text = f"{hits.rate:.1%} of {hits.num_words} words are headwords."
+    return scalars, {}, [text, *lexicon_notices([hits])]
+
+
+def _entries_table(found: Dictionary) -> Table:
+    rows: list[list[Any]] = [
+        [head, ", ".join(one.text for one in own[:3]), own[0].score]
+        for head, own in list(found.entries.items())[:MAX_ROWS]
+    ]
+    return Table(columns=["headword", "translations", "score of the first"], rows=rows, title="First entries")

@@ -1,0 +1,201 @@
+"""The encoder that every arm of a seed starts from: the user's, a small BERT made on the spot, or words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from polyloom.core.errors import UserError
+from polyloom.core.seeding import derive_seed, numpy_generator
+from polyloom.data.records import Example, Sentence
+from polyloom.methods.transfer.config import TransferTrainConfig
+from polyloom.methods.transfer.data import Data
+from polyloom.methods.transfer.models import Batch, WordEncoder
+from polyloom.methods.transfer.sequences import IGNORED, Pieces, Sequencer, Targets, TokenizerPieces, WordPieces
+from polyloom.methods.transfer.training import batch_rows
+from polyloom.models.device import choose_device
+from polyloom.models.load import load_model, load_tokenizer
+from polyloom.models.tiny import build_tiny
+from polyloom.models.tokenizers import train_tokenizer
+from polyloom.training.config import TrainConfig
+from polyloom.training.loop import train
+
+TINY_MODEL = "bert-2x64"
+MASK = "<mask>"
+MASKED_SHARE = 0.15
+PRETRAIN_BATCH = 32
+PRETRAIN_RATE = 1e-3
+
+
+@dataclass
+class Start:
+    """An encoder before the task, its pieces, and its tokenizer where it has one."""
+
+    encoder: PreTrainedModel | WordEncoder
+    pieces: Pieces
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+
+def make_start(config: TransferTrainConfig, data: Data, seed: int, folder: Path, **hooks: Any) -> Start:
+    """Make or load the encoder of a seed, and let it read the unlabelled text.
+
+    Args:
+        config: which encoder.
+        data: training words, dictionaries and texts.
+        seed: of fresh weights and of masks.
+        folder: for checkpoints of the masked language modelling.
+        hooks: `on_step`, `on_log` and `check_stop` of the training loop.
+
+    Raises:
+        UserError: the encoder cannot be loaded, or has nothing to read.
+    """
+    if config.encoder == "words":
+        pieces = WordPieces(known_words(data))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "word encoder"))
+            return Start(WordEncoder(len(pieces), config.width, config.dropout), pieces)
+    if config.encoder == "tiny":
+        if not data.texts:
+            hint = "Name text with --pretrain, or trees with --trees."
+            raise UserError("the tiny encoder has no text to learn from.", where="--encoder", hint=hint)
+        tokenizer = train_tokenizer((" ".join(words) for words in data.texts), config.vocabulary)
+        tokenizer.add_special_tokens({"mask_token": MASK})
+        model = build_tiny(TINY_MODEL, len(tokenizer), seed)
+        reads = config.pretrain_epochs > 0
+    else:
+        model = load_model(config.encoder, "encoder", trust_remote_code=config.trust_remote_code)
+        tokenizer = load_tokenizer(config.encoder, model, trust_remote_code=config.trust_remote_code)
+        # A model that has seen its languages reads on only where the user names a text.
+        reads = bool(config.pretrain) and config.pretrain_epochs > 0
+    start = Start(model, TokenizerPieces(tokenizer, model), tokenizer)
+    if reads:
+        learn_masked(start, data.texts, config, seed, folder, **hooks)
+    return start
+
+
+def known_words(data: Data) -> Iterable[str]:
+    """Return the words of the training data, then their translations by every dictionary."""
+    words = dict.fromkeys(word for example in data.train for one in example.sentences for word in one.words)
+    for examples in data.translations.values():
+        words |= dict.fromkeys(word for example in examples for one in example.sentences for word in one.words)
+    found = dict(words)
+    for dictionary in data.lexicons.values():
+        for word in words:
+            found |= dict.fromkeys(one.text for one in dictionary.lookup(word))
+    return found
+
+
+class MaskedModel(nn.Module):
+    """An encoder with the head of masked language modelling; its output embedding is the input embedding."""
+
+    def __init__(self, encoder: PreTrainedModel, seed: int) -> None:
+        """Draw the head."""
+        super().__init__()
+        self.encoder = encoder
+        embedding: Any = encoder.get_input_embeddings()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "masked head"))
+            width = encoder.config.get_text_config().hidden_size
+            self.transform = nn.Sequential(
+                nn.Linear(width, embedding.embedding_dim), nn.GELU(), nn.LayerNorm(embedding.embedding_dim)
+            )
+            self.bias = nn.Parameter(torch.zeros(embedding.num_embeddings))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the cross-entropy of the masked pieces."""
+        given = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
+        states = self.encoder(**given).last_hidden_state
+        chosen = batch["masked"] != IGNORED
+        embedding: Any = self.encoder.get_input_embeddings()
+        logits = self.transform(states[chosen]) @ embedding.weight.T + self.bias
+        return nn.functional.cross_entropy(logits.float(), batch["masked"][chosen])
+
+
+def learn_masked(
+    start: Start,
+    texts: Sequence[tuple[str, ...]],
+    config: TransferTrainConfig,
+    seed: int,
+    folder: Path,
+    on_step: Callable[[int], Any] | None = None,
+    on_log: Callable[..., None] | None = None,
+    check_stop: Callable[[], None] | None = None,
+) -> None:
+    """Train the encoder, in place, to fill masked pieces of the texts (BERT's rule: 80 % mask, 10 % random, 10 % same).
+
+    Raises:
+        UserError: the tokenizer has no mask token.
+    """
+    assert start.tokenizer is not None
+    assert isinstance(start.encoder, PreTrainedModel)
+    mask = start.tokenizer.mask_token_id
+    if mask is None:
+        raise UserError("the tokenizer has no mask token.", where="--pretrain", hint="Leave --pretrain out.")
+    examples = [Example(str(i), (Sentence(words),)) for i, words in enumerate(texts)]
+    sequencer = Sequencer(start.pieces, config.max_length, Targets())
+    rows_at = batch_rows([len(words) for words in texts], PRETRAIN_BATCH, seed)
+    steps = -(-len(texts) // PRETRAIN_BATCH) * config.pretrain_epochs
+
+    def batch_at(step: int) -> Batch:
+        batch = sequencer.batch([examples[i] for i in rows_at(step)])
+        return mask_pieces(batch, mask, len(start.tokenizer or ()), start.pieces.layout, seed, step)
+
+    model = MaskedModel(start.encoder, seed).to(choose_device(config.device))
+    is_tiny = config.encoder == "tiny"
+    settings = TrainConfig(
+        seed=seed,
+        steps=steps,
+        batch_size=PRETRAIN_BATCH,
+        lr=PRETRAIN_RATE if is_tiny else config.learning_rate,
+        min_lr_ratio=0.0,
+        schedule="linear",
+        warmup_steps=steps // 10,
+        beta2=0.999,
+        weight_decay=0.01,
+        precision="float32" if model.bias.device.type == "cpu" else config.precision,
+        log_every=max(1, steps // 4),
+    )
+    train(
+        model,
+        batch_at,
+        settings,
+        loss=lambda module, batch: (module(batch) * len(batch["input_ids"]), len(batch["input_ids"])),
+        checkpoints=folder / "masked",
+        on_step=on_step,
+        on_log=on_log,
+        check_stop=check_stop,
+    )
+    start.encoder.to("cpu")
+
+
+def mask_pieces(batch: Batch, mask: int, num_pieces: int, layout: Any, seed: int, step: int) -> dict[str, Tensor]:
+    """Hide pieces of a batch; `masked` [batch, n] holds what they were, -100 elsewhere.
+
+    Args:
+        batch: of a sequencer.
+        mask: id of the mask token.
+        num_pieces: size of the vocabulary.
+        layout: special tokens, which are never hidden.
+        seed: of the draw.
+        step: of the training.
+    """
+    generator = numpy_generator(seed, "masks", step)
+    ids = batch["input_ids"].numpy()
+    draw = generator.random(ids.shape)
+    free = (ids != layout.pad) & (ids != layout.cls) & (ids != layout.sep)
+    chosen = free & (draw < MASKED_SHARE)
+    if not chosen.any():
+        chosen[0, 1] = True
+    hidden = ids.copy()
+    kind = generator.random(ids.shape)
+    hidden[chosen & (kind < 0.8)] = mask
+    other = chosen & (kind >= 0.9)
+    hidden[other] = generator.integers(0, num_pieces, int(other.sum()))
+    targets = torch.from_numpy(ids).masked_fill(torch.from_numpy(~chosen), IGNORED)
+    return {**batch, "input_ids": torch.from_numpy(hidden), "masked": targets}
