@@ -1,0 +1,49 @@
+"""Less memory for the backward pass: the exact SwiGLU forms and activation checkpointing, on while a model trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from polyloom.core.errors import UserError
+from polyloom.models.patching import patch_mlp, unpatch_mlp
+from polyloom.training.config import TrainConfig
+
+
+@contextmanager
+def saving_memory(model: nn.Module, config: TrainConfig) -> Iterator[None]:
+    """Train with the memory-saving forms that the configuration names; neither changes a gradient.
+
+    Args:
+        model: a model of transformers where one of the forms is on.
+        config: memory_saving_swiglu, activation_checkpointing.
+
+    Raises:
+        UserError: the model has no gated SiLU block, or cannot checkpoint its layers.
+    """
+    if config.memory_saving_swiglu != "off":
+        patch_mlp(model, config.memory_saving_swiglu)
+    if config.activation_checkpointing:
+        checkpoint_layers(model)
+    try:
+        yield
+    finally:
+        if config.memory_saving_swiglu != "off":
+            unpatch_mlp(model)
+        if config.activation_checkpointing and isinstance(model, PreTrainedModel):
+            model.gradient_checkpointing_disable()  # type: ignore[no-untyped-call]
+
+
+def checkpoint_layers(model: nn.Module) -> None:
+    """Make every decoder layer keep its input alone.
+
+    Raises:
+        UserError: the model has no layers that can.
+    """
+    if not isinstance(model, PreTrainedModel) or not model.supports_gradient_checkpointing:
+        what = f"{type(model).__name__} cannot checkpoint its layers."
+        raise UserError(what, where="--activation-checkpointing", hint="Turn it off.")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
