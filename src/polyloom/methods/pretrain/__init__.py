@@ -1,0 +1,75 @@
+"""Pretraining by the Tele-FLM recipe: hyper-parameters found small and trusted large, one loader, many processes.
+
+Public names (imported on first use, so that reading the card needs no torch):
+
+- `Shape`, `Scaling`, `count_parameters`, `training_flops_per_token`: a decoder, muP's hyper-parameters, their sizes.
+- `build`, `parameter_groups`, `PRESETS`: models of the family and AdamW's groups by muP's table.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from polyloom.core.registry import Equation, Paper, RoomCard, Verb
+
+if TYPE_CHECKING:
+    from polyloom.methods.pretrain.architecture import PRESETS, build, parameter_groups
+    from polyloom.methods.pretrain.method import Scaling, Shape, count_parameters, training_flops_per_token
+
+__all__ = [
+    "CARD",
+    "PRESETS",
+    "Scaling",
+    "Shape",
+    "build",
+    "count_parameters",
+    "parameter_groups",
+    "training_flops_per_token",
+]
+
+_ROOM = "polyloom.methods.pretrain"
+_METHOD = f"{_ROOM}.method"
+_ARCHITECTURE = f"{_ROOM}.architecture"
+_HOME = {
+    **dict.fromkeys(("Scaling", "Shape", "count_parameters", "training_flops_per_token"), _METHOD),
+    **dict.fromkeys(("PRESETS", "build", "parameter_groups"), _ARCHITECTURE),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+CARD = RoomCard(
+    name="pretrain",
+    title="Pretraining: the Tele-FLM recipe",
+    question="How do I train a multilingual language model whose best settings I can find small and trust large?",
+    papers=(
+        Paper("Tele-FLM Technical Report", "2404.16645", 2024, "Li and others"),
+        Paper("52B to 1T: Lessons Learned via Tele-FLM Series", "2407.02783", 2024, "Li and others"),
+        Paper(
+            "Tensor Programs V: Tuning Large Neural Networks via Zero-Shot Hyperparameter Transfer",
+            "2203.03466",
+            2022,
+            "Yang and others",
+        ),
+    ),
+    verbs=(
+        Verb(
+            "coordinate-check",
+            "Check that activations keep their size when the width grows, in muP and in the standard form.",
+            f"{_ROOM}.config:CoordinateCheckConfig",
+            f"{_ROOM}.coordinates:run_coordinate_check",
+        ),
+    ),
+    order=10,
+    equations=(
+        Equation("lr/m, std/sqrt(m), wd m, eps/m", "muP's table for matrices under AdamW", f"{_METHOD}:native_rule"),
+        Equation("W' = cW", "folding a multiplier into a tensor", f"{_METHOD}:fold"),
+        Equation("64 floor(8d/3 / 64)", "inner width", f"{_METHOD}:feed_forward"),
+    ),
+)
