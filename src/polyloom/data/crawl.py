@@ -14,6 +14,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -142,7 +143,7 @@ def _cut(part: Part, split_bytes: int) -> list[Part]:
     if _kind(path) != (".jsonl", "") or size <= split_bytes:
         return [part]
     edges = [*range(0, size, split_bytes), size]
-    return [Part(part.path, part.name, part.domain, a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [Part(part.path, part.name, part.domain, a, b) for a, b in pairwise(edges)]
 
 
 def read_part(part: Part, reading: Reading) -> Iterator[RawDocument | BadRow]:

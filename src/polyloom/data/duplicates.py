@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from polyloom.data.scripts import CHARACTERS_PER_WORD
+from polyloom.data.scripts import run_characters
 
 U64 = NDArray[np.uint64]
 Ints = NDArray[np.int64]
@@ -106,7 +107,7 @@ def shingles(text: str, num_words: int, *, space_free: bool) -> U64:
 
 
 def ngram_hashes(text: str, num_words: int, *, space_free: bool) -> U64:
-    """Return the hashes of all n-grams of words; of `CHARACTERS_PER_WORD` n characters where no spaces are written.
+    """Return the hashes of all n-grams of words; of as many characters where no spaces are written.
 
     Args:
         text: normalised text; words stand between white space.
@@ -118,7 +119,7 @@ def ngram_hashes(text: str, num_words: int, *, space_free: bool) -> U64:
     """
     words = text.split()
     if space_free:
-        return character_shingles("".join(words), round(CHARACTERS_PER_WORD * num_words))
+        return character_shingles("".join(words), round(run_characters(text) * num_words))
     return word_shingles(" ".join(words), num_words)
 
 
@@ -190,7 +191,7 @@ def groups_of_equals(keys: U64) -> Iterator[Ints]:
     ordered = keys[order]
     edges = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1], [True]))) if len(keys) else np.zeros(1)
     edges = edges.astype(np.int64)
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
+    for first, last in pairwise(edges.tolist()):
         if last - first > 1:
             yield order[first:last]
 

@@ -19,6 +19,9 @@ _BLANK_LINES = regex.compile(r"\n{3,}")
 _LETTER = regex.compile(r"\p{L}")
 # Characters of a word in scripts without spaces, for thresholds that are stated in words.
 CHARACTERS_PER_WORD = 1.5
+# For runs of words, which are compared one with another, the usual length of a word of the script.
+_KANA = regex.compile(r"[\p{Script=Hiragana}\p{Script=Katakana}\u30fc]+")
+_HAN = regex.compile(r"\p{Script=Han}+")
 
 
 def normalise(text: str) -> str:
@@ -40,6 +43,17 @@ def is_space_free(text: str) -> bool:
     """Whether at least half of the characters other than white space belong to scripts without spaces."""
     visible = sum(map(len, text.split()))
     return visible > 0 and 2 * space_free_characters(text) >= visible
+
+
+def run_characters(text: str) -> float:
+    """Return the usual characters of a word of a text without spaces: 1.5 in Chinese, 2 in Japanese, 4 elsewhere.
+
+    A run of n words stands for n times as many characters: shorter runs would repeat by grammar alone.
+    """
+    packed = max(1, space_free_characters(text))
+    if sum(map(len, _KANA.findall(text))) > 0.1 * packed:
+        return 2.0
+    return CHARACTERS_PER_WORD if 2 * sum(map(len, _HAN.findall(text))) > packed else 4.0
 
 
 def count_words(text: str) -> float:
