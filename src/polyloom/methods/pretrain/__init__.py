@@ -60,6 +60,12 @@ CARD = RoomCard(
     ),
     verbs=(
         Verb(
+            "corpus",
+            "Clean, deduplicate and describe folders of documents; write shards and a data card.",
+            f"{_ROOM}.data_config:CorpusConfig",
+            f"{_ROOM}.corpus.verb:run_corpus",
+        ),
+        Verb(
             "coordinate-check",
             "Check that activations keep their size when the width grows, in muP and in the standard form.",
             f"{_ROOM}.config:CoordinateCheckConfig",

@@ -75,8 +75,9 @@ def trim_lines(text: str, rules: Rules) -> str:
 def refuse(text: str, language: str, rules: Rules) -> str | None:
     """Return the first rule that a document breaks, with its value, or None.
 
-    For scripts without spaces, words are counted as characters / 1.5, n-grams of words become runs of
-    characters (`run_characters`), and the rules of word length and stop words are skipped: English word rules would drop every such text.
+    For scripts without spaces, words are counted as characters / 1.5, n-grams of words become runs of characters
+    (`run_characters`), and the rules of word length and stop words are skipped: English word rules would drop every
+    such text.
 
     Args:
         text: the document, its lines trimmed.
@@ -157,8 +158,8 @@ def _refuse_lines(document: Shape, language: str, rules: Rules) -> str | None:
 
 
 def num_sentences(text: str) -> int:
-    """Count sentences by their end marks, in any script that writes them."""
-    return len(_SENTENCE_END.findall(text))
+    """Count sentences by their end marks, in any script that writes them; a line is at least one, as in C4."""
+    return sum(max(1, len(_SENTENCE_END.findall(line))) for line in text.split("\n") if line.strip())
 
 
 def _duplicates(parts: Sequence[str]) -> tuple[int, int]:

@@ -68,8 +68,8 @@ _KINDS: tuple[tuple[str, re.Pattern[str], Callable[[str], bool]], ...] = (
 def replace_private(text: str) -> tuple[str, Counter[str]]:
     """Put placeholders in the place of personal data.
 
-    Numbers with a check digit (cards, identity numbers of China, Poland and Spain) are replaced where it fits; US social
-    security numbers and Italian codes go by their form.
+    Numbers with a check digit (cards, identity numbers of China, Poland and Spain) are replaced where it fits; US
+    social security numbers and Italian codes go by their form.
 
     Returns:
         The text, and how many of each kind were replaced.

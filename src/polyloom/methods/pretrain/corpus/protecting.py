@@ -28,7 +28,7 @@ def plain_words(text: str) -> str:
 
 
 def grams(text: str) -> NDArray[np.uint64]:
-    """Return the hashes of a text's 13-grams of plain words (characters where no spaces are written); none if shorter."""
+    """Return the hashes of a text's 13-grams of plain words (runs of characters without spaces); none if shorter."""
     words = plain_words(text)
     space_free = is_space_free(words)
     size = len(words.replace(" ", "")) if space_free else words.count(" ") + bool(words)

@@ -93,6 +93,21 @@ def _size(part: Part) -> int:
     return end - part.begin
 
 
+def chain(plan: Plan) -> list[tuple[Stage, int, str]]:
+    """Return the stages that a plan takes, each with its number of tasks and its identity."""
+    config, num_parts = plan.config, len(plan.parts)
+    stages = [(QUALITY, 1)] if config.quality_good else []
+    stages += [(CLEAN, num_parts), (MERGE, NUM_PARTITIONS), (SIGN, num_parts)]
+    stages += [(BANDS, config.num_bands), (JOIN, 1)] if config.near_duplicates else []
+    stages += [(PROTECT, 1)] if config.protect else []
+    stages += [(FINISH, num_parts), (SHARES, 1), (WRITE, plan.num_buckets)]
+    found, before = [], input_identity(plan.parts)
+    for stage, num_tasks in stages:
+        before = identity(stage, config, before)
+        found.append((stage, num_tasks, before))
+    return found
+
+
 def carry_out(plan: Plan, run: Run) -> Outcome:
     """Take a plan through all stages; those that are done are not done again.
 
@@ -100,19 +115,12 @@ def carry_out(plan: Plan, run: Run) -> Outcome:
         PolyloomError: a worker or another rank failed, or the disk is full.
         UserError: no document is left, with the stage and the reason that took most.
     """
-    config = plan.config
-    num_parts = len(plan.parts)
-    chain = [(QUALITY, 1)] if config.quality_good else []
-    chain += [(CLEAN, num_parts), (MERGE, NUM_PARTITIONS), (SIGN, num_parts)]
-    chain += [(BANDS, config.num_bands), (JOIN, 1)] if config.near_duplicates else []
-    chain += [(PROTECT, 1)] if config.protect else []
-    chain += [(FINISH, num_parts), (SHARES, 1), (WRITE, plan.num_buckets)]
     summaries: dict[str, list[Summary]] = {}
-    before = input_identity(plan.parts)
-    for stage, num_tasks in chain:
-        before = identity(stage, config, before)
+    for stage, num_tasks, stage_identity in chain(plan):
         with run.progress(f"corpus: {stage.name}", num_tasks) as advance:
-            summaries[stage.name] = run_stage(plan, stage, num_tasks, before, advance, run.check_stop)
+            summaries[stage.name] = run_stage(
+                plan, stage, num_tasks, stage_identity, advance, run.check_stop, last=stage is WRITE
+            )
         if stage in (CLEAN, SIGN):
             _refuse_nothing(stage, summaries[stage.name])
         if stage is SHARES and not summaries["shares"][0]["sizes"]:

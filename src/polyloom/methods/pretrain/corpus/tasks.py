@@ -123,6 +123,8 @@ def run_stage(
     stage_identity: str,
     advance: Callable[[int], None],
     check: Callable[[], None],
+    *,
+    last: bool = False,
 ) -> list[Summary]:
     """Do the missing tasks of a stage and return the summaries of all.
 
@@ -133,6 +135,7 @@ def run_stage(
         stage_identity: what its markers have to hold.
         advance: told of each task that is done.
         check: called between tasks; raises to stop.
+        last: no stage follows: ranks other than the first need not wait.
 
     Raises:
         PolyloomError: a worker died, or another rank did not finish its tasks in time.
@@ -145,6 +148,9 @@ def run_stage(
             missing.append(task)
     for _ in _spread(plan, stage, missing, stage_identity, check):
         advance(1)
+    if last and plan.config.rank:
+        # The first rank gathers what the last stage wrote.
+        return []
     _wait_for_ranks(plan, stage, num_tasks, stage_identity, check)
     return [plan.summary(stage.name, task) for task in range(num_tasks)]
 
