@@ -66,6 +66,12 @@ CARD = RoomCard(
             f"{_ROOM}.corpus.verb:run_corpus",
         ),
         Verb(
+            "tokenizer",
+            "Train a byte-level BPE tokenizer on a balanced sample; compare it by language with others.",
+            f"{_ROOM}.data_config:TokenizerConfig",
+            f"{_ROOM}.tokenizing:run_tokenizer",
+        ),
+        Verb(
             "coordinate-check",
             "Check that activations keep their size when the width grows, in muP and in the standard form.",
             f"{_ROOM}.config:CoordinateCheckConfig",

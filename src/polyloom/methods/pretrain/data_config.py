@@ -74,3 +74,24 @@ class CorpusConfig(Config):
         if any(share < 0 for share in self.shares.values()):
             raise ValueError("a share is negative")
         return self
+
+
+WORLD_LANGUAGES = ["en", "de", "es", "ru", "zh", "ja"]
+TEXT = "Files and folders, as `pretrain corpus` reads or writes them. [default: the embedded world]"
+
+
+class TokenizerConfig(Config):
+    """`polyloom pretrain tokenizer`: byte-level BPE on a balanced sample, and what it does to each language."""
+
+    data: list[str] = Field([], description=TEXT)
+    languages: list[str] = Field([], description="Keep these languages. [default: all; of the world: six]")
+    vocab_size: int = Field(4096, ge=259, description="Tokens, the three specials among them.")
+    alpha: float = Field(0.3, ge=0, le=1, description="Sampling p ~ n^alpha: 1 as mixed, 0 all languages equal.")
+    sample_bytes: int | None = Field(
+        None, ge=1, description="Bytes to train on. [default: half of the text, at most 20 MB]"
+    )
+    split_digits: bool = Field(False, description="Every digit is a token of its own.")
+    compare: list[str] = Field([], description="Other tokenizers: folders or hub ids.")
+    baselines: bool = Field(True, description="Train two controls of the same size: as mixed, and one language only.")
+    test_bytes: int = Field(50_000, ge=1, description="Held-out bytes of each domain and language to measure on.")
+    out: Path | None = Field(None, description="Folder for the tokenizer. [default: in the run]")

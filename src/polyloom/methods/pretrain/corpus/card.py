@@ -180,7 +180,7 @@ def warnings_of(card: Mapping[str, Any]) -> list[str]:
             f"{card['protected']['num_short']} protected texts are shorter than 13 words and cannot be looked for."
         )
     notes.append(
-        "In scripts without spaces 1.5 characters count as a word, and the rules of word length and stop words are skipped."
+        "In scripts without spaces 1.5 characters count as a word; the rules of word length and stop words are skipped."
     )
     return notes
 

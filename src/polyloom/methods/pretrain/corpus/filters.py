@@ -131,7 +131,9 @@ def _refuse_words(document: Shape, language: str, rules: Rules) -> str | None:
 
 def _alphabetic(document: Shape) -> float:
     if not document.space_free:
-        return sum(_WORD_LETTER.search(word) is not None for word in document.words) / max(1, len(document.words))
+        return sum(word.isalpha() or _WORD_LETTER.search(word) is not None for word in document.words) / max(
+            1, len(document.words)
+        )
     kinds = Counter("letter" if c.isalpha() else "other" for c in document.text if c.isalnum() or c in "#=<>|{}")
     return kinds["letter"] / max(1, kinds.total())
 

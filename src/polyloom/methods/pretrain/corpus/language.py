@@ -11,7 +11,7 @@ from polyloom.data.text import UNKNOWN
 
 Identifier = Literal["py3langid", "lingua", "none"]
 SHORTEST_LETTERS = 20
-_CHARACTERS = 2000
+_CHARACTERS = 1000
 
 
 @cache
@@ -36,7 +36,7 @@ def identify(text: str, identifier: Identifier = "py3langid") -> tuple[str, floa
     """Return a text's language (ISO 639-1) and the probability; `und` and 0 for less than 20 letters.
 
     Args:
-        text: the first 2,000 characters are looked at.
+        text: the first 1,000 characters are looked at.
         identifier: `py3langid` (its model is in the package), `lingua` (slower, better on short text) or `none`.
 
     Raises:
