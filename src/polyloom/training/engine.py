@@ -19,7 +19,7 @@ from polyloom.models.device import autocast
 from polyloom.training.checkpoints import load_checkpoint, save_checkpoint
 from polyloom.training.config import TrainConfig
 from polyloom.training.packing import Batch
-from polyloom.training.parallel import World
+from polyloom.training.parallel import World, rows_of
 
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, int]]
 ParameterGroup = dict[str, Any]
@@ -114,11 +114,6 @@ def group_norm(groups: Sequence[ParameterGroup]) -> Tensor:
         gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
         norms.append(torch.nn.utils.get_total_norm(gradients) * group.get("gradient_scale", 1.0))
     return torch.linalg.vector_norm(torch.stack(norms))
-
-
-def rows_of(rank: int, size: int, batch_size: int) -> range:
-    """Return the rows of a batch that process `rank` of `size` takes."""
-    return range(batch_size * rank // size, batch_size * (rank + 1) // size)
 
 
 def micro_batches(batch: Batch, config: TrainConfig, world: World) -> list[Batch]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def train(
     with (
         join_world(device) as world,
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        saving_memory(model, config),
+        saving_memory(model, config) if engine is None else nullcontext(),
     ):
         engine = engine or Replicated(model, loss, config, world)
         engine.start(optimizer)
@@ -171,9 +172,7 @@ def train(
     return state
 
 
-def _optimizer(
-    groups: Sequence[ParameterGroup], config: TrainConfig, device: torch.device, *, fused: bool
-) -> AdamW:
+def _optimizer(groups: Sequence[ParameterGroup], config: TrainConfig, device: torch.device, *, fused: bool) -> AdamW:
     """Return AdamW over the groups; each keeps its own peak learning rate, which the schedule scales."""
     # Neither the fused nor the multi-tensor kernel takes a mixture of sharded and plain parameters.
     kernel = {"fused": device.type in ("cpu", "cuda")} if fused else {"foreach": False}

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from polyloom.core.errors import UserError
-from polyloom.models.patching import patch_mlp, unpatch_mlp
+from polyloom.models.patching import Mode, patch_mlp, unpatch_mlp
 from polyloom.training.config import TrainConfig
 
 
@@ -35,6 +36,24 @@ def saving_memory(model: nn.Module, config: TrainConfig) -> Iterator[None]:
             unpatch_mlp(model)
         if config.activation_checkpointing and isinstance(model, PreTrainedModel):
             model.gradient_checkpointing_disable()  # type: ignore[no-untyped-call]
+
+
+def save_mlp_memory(model: nn.Module, config: LlamaConfig, mode: Mode) -> None:
+    """Give the blocks of a Llama whose weights are not there yet the memory-saving form.
+
+    It is proved on a small block of the same class and activation, as `patch_mlp` does it.
+
+    Args:
+        model: holds Llama's gated blocks, on the meta device or split.
+        config: their configuration.
+        mode: the form.
+    """
+    small = LlamaConfig(hidden_size=8, intermediate_size=16, hidden_act=config.hidden_act, mlp_bias=config.mlp_bias)
+    proof = nn.ModuleList([LlamaMLP(small)])
+    patch_mlp(proof, mode)
+    for module in model.modules():
+        if type(module) is LlamaMLP:
+            module.__class__ = type(proof[0])
 
 
 def checkpoint_layers(model: nn.Module) -> None:
