@@ -114,8 +114,7 @@ def coordinate_result(config: CoordinateCheckConfig, run: Run) -> tuple[Result, 
 
 def _mean(seeds: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
     return {
-        tap: [sum(column) / len(seeds) for column in zip(*(one[tap] for one in seeds), strict=True)]
-        for tap in seeds[0]
+        tap: [sum(column) / len(seeds) for column in zip(*(one[tap] for one in seeds), strict=True)] for tap in seeds[0]
     }
 
 

@@ -97,9 +97,7 @@ def train_member(
     shape = family.shape(width)
     model = build(shape, family.window_tokens, scaling, seed)
     torch.nn.Module.to(model, choose_device())
-    batch_at = window_batches(
-        family.train, window_tokens=family.window_tokens, batch_size=family.batch_size, seed=seed
-    )
+    batch_at = window_batches(family.train, window_tokens=family.window_tokens, batch_size=family.batch_size, seed=seed)
     config = settings(steps, seed, family.batch_size)
     try:
         return model, train(model, batch_at, config, groups=parameter_groups(model, shape, scaling))
