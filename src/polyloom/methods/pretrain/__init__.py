@@ -72,6 +72,12 @@ CARD = RoomCard(
             f"{_ROOM}.tokenizing:run_tokenizer",
         ),
         Verb(
+            "evaluate",
+            "Bits per byte by language and domain, with paired intervals between models; cloze and benchmarks.",
+            f"{_ROOM}.data_config:EvaluateConfig",
+            f"{_ROOM}.evaluating:run_evaluate",
+        ),
+        Verb(
             "coordinate-check",
             "Check that activations keep their size when the width grows, in muP and in the standard form.",
             f"{_ROOM}.config:CoordinateCheckConfig",

@@ -95,3 +95,34 @@ class TokenizerConfig(Config):
     baselines: bool = Field(True, description="Train two controls of the same size: as mixed, and one language only.")
     test_bytes: int = Field(50_000, ge=1, description="Held-out bytes of each domain and language to measure on.")
     out: Path | None = Field(None, description="Folder for the tokenizer. [default: in the run]")
+
+
+class EvaluateConfig(Config):
+    """`polyloom pretrain evaluate`: bits per byte by language and domain, and benchmarks on the same checkpoint."""
+
+    models: list[str] = Field(
+        ["tiny"],
+        min_length=1,
+        description="Hugging Face folders or hub ids, the first is compared with the others; tiny: trained here.",
+    )
+    data: list[str] = Field([], description=TEXT)
+    languages: list[str] = Field([], description="Keep these languages. [default: all; of the world: six]")
+    weights: dict[str, float] = Field(
+        {}, description="Weight of each domain/language, domain or language. [default: all languages equal]"
+    )
+    test_bytes: int = Field(20_000, ge=1, description="Bytes of each domain and language to score.")
+    window_tokens: int | None = Field(
+        None, ge=2, description="T; windows overlap by half. [default: the model's positions, at most 1024]"
+    )
+    batch_size: int = Field(16, ge=1, description="Windows a forward pass.")
+    margin: float = Field(0.01, gt=0, description="Difference in bits per byte that counts as none.")
+    cloze: int = Field(40, ge=0, description="Synthetic cloze questions a language of the world; 0 asks none.")
+    benchmarks: list[str] = Field(
+        [], description="lm-evaluation-harness tasks, for example bbh, humaneval, ceval-valid."
+    )
+    benchmark_path: Path | None = Field(None, description="Folder with task files of your own.")
+    num_fewshot: int | None = Field(None, ge=0, description="Examples before each question. [default: the task's]")
+    limit: int | None = Field(None, ge=1, description="Questions of each task. [default: all]")
+    allow_code: bool = Field(False, description="Let tasks run the code that the model writes (HumanEval).")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Of the forward passes.")
+    tiny_steps: int = Field(150, ge=1, description="Training steps of the tiny model.")

@@ -111,12 +111,12 @@ def _budget(config: TokenizerConfig, samples: Samples) -> int:
 
 def _train(config: TokenizerConfig, samples: Samples, alpha: float, budget: int) -> PreTrainedTokenizerFast:
     texts: list[str] = []
-    for cell, budget in fill_shares(samples.sizes, budget, alpha).items():
+    for cell, left in fill_shares(samples.sizes, budget, alpha).items():
         for text in samples.train[cell]:
-            if budget <= 0:
+            if left <= 0:
                 break
             texts.append(text)
-            budget -= len(text.encode())
+            left -= len(text.encode())
     return train_tokenizer(texts, config.vocab_size, split_digits=config.split_digits)
 
 
@@ -131,7 +131,7 @@ def _by_language(cells: dict[tuple[str, str], list[str]]) -> dict[str, list[str]
 
 
 def measure(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Measured:
-    """Encode texts and count bytes, characters, tokens and tokens of a single byte; check that decoding gives them back.
+    """Encode texts and count bytes, characters, tokens and single-byte tokens; check that decoding gives them back.
 
     Args:
         tokenizer: any tokenizer.
