@@ -148,5 +148,5 @@ def test_token_files_go_on_where_they_were_and_a_torn_one_is_found(tmp_path) -> 
     assert sum(done) == 220
     with (tmp_path / "web-de.tokens").open("r+b") as file:
         file.truncate(10)
-    with pytest.raises(UserError, match="web-de.tokens: is missing, torn or altered"):
+    with pytest.raises(UserError, match=r"web-de\.tokens: is missing, torn or altered"):
         read_tokens(tmp_path)

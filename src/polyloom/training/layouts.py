@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -103,7 +104,7 @@ def check_layout(layout: Layout, config: Any, window_tokens: int, batch_size: in
 def stage_layers(num_layers: int, num_stages: int) -> list[range]:
     """Cut the layers into stages as even as they go; the first ones take what is over."""
     edges = [-(-num_layers * stage // num_stages) for stage in range(num_stages + 1)]
-    return [range(begin, end) for begin, end in zip(edges, edges[1:], strict=False)]
+    return [range(begin, end) for begin, end in pairwise(edges)]
 
 
 class Stage(nn.Module):

@@ -48,7 +48,8 @@ def save_mlp_memory(model: nn.Module, config: LlamaConfig, mode: Mode) -> None:
         config: their configuration.
         mode: the form.
     """
-    small = LlamaConfig(hidden_size=8, intermediate_size=16, hidden_act=config.hidden_act, mlp_bias=config.mlp_bias)
+    shape = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1}
+    small = LlamaConfig(**shape, hidden_act=config.hidden_act, mlp_bias=config.mlp_bias)  # type: ignore[arg-type]
     proof = nn.ModuleList([LlamaMLP(small)])
     patch_mlp(proof, mode)
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""The watch over a long run: spikes of the loss or of the gradient norm, found by rule before they reach the weights."""
+"""The watch over a long run: spikes of loss or gradient norm, found by rule before they reach the weights."""
 
 from __future__ import annotations
 

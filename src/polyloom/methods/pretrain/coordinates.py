@@ -1,4 +1,4 @@
-"""The coordinate check: do activations grow with width after a few steps, in muP and in the standard parametrisation?"""
+"""The coordinate check: do activations grow with width after a few steps, in muP and in the standard form?"""
 
 from __future__ import annotations
 
