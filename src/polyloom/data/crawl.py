@@ -13,6 +13,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -180,6 +181,10 @@ class _Row:
 
 def _finish(row: _Row, part: Part, number: int) -> RawDocument:
     nested = row.fields.get("metadata")
+    if isinstance(nested, str):
+        # Parquet shards of ours hold it as JSON.
+        with suppress(json.JSONDecodeError):
+            nested = json.loads(nested)
     fields = {**(nested if isinstance(nested, dict) else {}), **row.fields}
     fields.pop("metadata", None)
     given = fields.pop("id", None)
@@ -216,9 +221,48 @@ def open_stream(path: Path) -> IO[bytes]:
             import zstandard
         except ImportError:
             raise MissingExtra("zstandard", extra="corpus") from None
-        reader = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
-        return io.BufferedReader(reader, 1 << 16)
+        return io.BufferedReader(_ZstandardStream(path.open("rb"), zstandard), 1 << 18)
     return path.open("rb")
+
+
+class _ZstandardStream(io.RawIOBase):
+    """The frames of a .zst file; unlike the library's own reader it notices a file that was cut."""
+
+    def __init__(self, source: IO[bytes], zstandard: Any) -> None:
+        self.source = source
+        self.zstandard = zstandard
+        self.frame: Any = None
+        self.rest = b""
+        self.ready = b""
+
+    def readable(self) -> bool:
+        """Say that the stream is for reading."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer with what comes next; 0 at the end."""
+        while not self.ready:
+            data = self.rest or self.source.read(1 << 17)
+            self.rest = b""
+            if not data:
+                if self.frame is not None:
+                    raise EOFError("the file ends inside a frame")
+                return 0
+            try:
+                self.frame = self.frame or self.zstandard.ZstdDecompressor().decompressobj()
+                self.ready = self.frame.decompress(data)
+            except self.zstandard.ZstdError as error:
+                raise OSError(str(error)) from error
+            if self.frame.eof:
+                self.rest, self.frame = self.frame.unused_data, None
+        size = min(len(buffer), len(self.ready))
+        buffer[:size], self.ready = self.ready[:size], self.ready[size:]
+        return size
+
+    def close(self) -> None:
+        """Close the file."""
+        self.source.close()
+        super().close()
 
 
 def decode(data: bytes, encodings: Sequence[str]) -> tuple[str, int]:

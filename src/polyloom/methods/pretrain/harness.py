@@ -10,6 +10,7 @@ from typing import Any
 from polyloom.core.errors import MissingExtra, UserError, closest
 from polyloom.core.result import Cell, Table
 from polyloom.methods.pretrain.data_config import EvaluateConfig
+from polyloom.metrics.statistics import wilson_interval
 
 _NUM_RESAMPLES = 1000
 
@@ -123,14 +124,20 @@ def _quiet() -> Iterator[None]:
 
 
 def benchmark_table(rows: dict[str, list[dict[str, Any]]]) -> Table:
-    """Return the benchmarks of all models with 95 % intervals by the harness's standard errors."""
+    """Return the benchmarks of all models with 95 % intervals: Wilson's for shares, else by the standard error."""
     cells: list[list[Cell]] = []
     for model, found in rows.items():
         for row in found:
-            error = row["error"]
-            low, high = (
-                (row["value"] - 1.96 * error, row["value"] + 1.96 * error) if error is not None else (None, None)
-            )
+            low, high = _interval(row["value"], row["error"], row["questions"])
             cells.append([row["task"], row["metric"], model, row["value"], low, high, row["questions"]])
     columns = ["task", "metric", "model", "value", "low", "high", "questions"]
     return Table(columns=columns, rows=cells, title="Benchmarks (lm-evaluation-harness)")
+
+
+def _interval(value: float, error: float | None, num_questions: int | None) -> tuple[float | None, float | None]:
+    """Return a 95 % interval; a share of right answers gets Wilson's, which is no point when all are wrong."""
+    right = value * (num_questions or 0)
+    if num_questions and 0 <= value <= 1 and abs(right - round(right)) < 1e-6:
+        share = wilson_interval(round(right), num_questions)
+        return share.low, share.high
+    return (value - 1.96 * error, value + 1.96 * error) if error is not None else (None, None)
