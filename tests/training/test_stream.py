@@ -132,10 +132,11 @@ def test_token_files_go_on_where_they_were_and_a_torn_one_is_found(tmp_path) -> 
     texts = {"web/en": ["one two three", "four </s> five"] * 40, "web/de": ["eins zwei"] * 30}
     tokenizer = train_tokenizer((t for group in texts.values() for t in group), 280)
     done: list[int] = []
-    index = write_tokens(tmp_path, texts, tokenizer, "f", done.append)
-    assert sum(done) == 110
-    assert write_tokens(tmp_path, texts, tokenizer, "f", done.append) == index
-    assert sum(done) == 110
+    pairs = [(name, text) for name, group in texts.items() for text in group]
+    index = write_tokens(tmp_path, pairs, tokenizer, "f", done.append)
+    assert sum(done) == sum(len(text) for _, text in pairs)
+    assert write_tokens(tmp_path, pairs, tokenizer, "f", done.append) == index
+    assert sum(done) == sum(len(text) for _, text in pairs)
     tokens = read_tokens(tmp_path, check=True)
     entry = read_index(tmp_path)["sources"]["web/en"]
     assert entry["num_bytes"] == sum(len(t) for t in texts["web/en"])
@@ -144,8 +145,8 @@ def test_token_files_go_on_where_they_were_and_a_torn_one_is_found(tmp_path) -> 
     assert int((tokens["web/en"] == tokenizer.eos_token_id).sum()) == 80
     second = tokens["web/en"][starts[1] + 1 : starts[2] - 1]
     assert tokenizer.decode(second.tolist()) == "four </s> five"
-    assert write_tokens(tmp_path, texts, tokenizer, "g", done.append)["fingerprint"] == "g"
-    assert sum(done) == 220
+    assert write_tokens(tmp_path, pairs, tokenizer, "g", done.append)["fingerprint"] == "g"
+    assert sum(done) == 2 * sum(len(text) for _, text in pairs)
     with (tmp_path / "web-de.tokens").open("r+b") as file:
         file.truncate(10)
     with pytest.raises(UserError, match=r"web-de\.tokens: is missing, torn or altered"):

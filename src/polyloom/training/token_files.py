@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,77 +27,92 @@ BATCH_TEXTS = 256
 
 def write_tokens(
     folder: Path,
-    sources: Mapping[str, Iterable[str]],
+    documents: Iterable[tuple[str, str]],
     tokenizer: PreTrainedTokenizerBase,
     fingerprint: str,
     on_text: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
-    """Tokenise each source's documents into `<s> document </s> ...`; sources that were written before stay.
+    """Tokenise documents into `<s> document </s> ...` of each source, in one pass; what is there already stays.
 
     Args:
         folder: where to.
-        sources: name -> documents, read once and never all in memory.
+        documents: (source, text) in any order, read once and never all in memory.
         tokenizer: the tokenizer.
         fingerprint: of the text and the tokenizer; files of another one are written anew.
-        on_text: called with the number of documents done.
+        on_text: called with bytes of text done.
 
     Returns:
         The index, as in `tokens.json`.
 
     Raises:
-        UserError: the disk is full, or a name that no file can have.
+        UserError: the disk is full, or two sources would share a file.
     """
     index = _read_index(folder)
-    if index is None or index["fingerprint"] != fingerprint:
-        index = {"fingerprint": fingerprint, "vocab_size": len(tokenizer), "sources": {}}
-    kind = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    for name, texts in sources.items():
-        if name in index["sources"]:
-            continue
-        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-        taken = {entry["file"] for entry in index["sources"].values()}
-        if f"{stem}.tokens" in taken:
-            raise UserError(f"the sources {name!r} and another would share a file.", hint="Rename one of them.")
-        index["sources"][name] = _write_source(folder, stem, texts, tokenizer, kind, on_text)
-        write_json(folder / INDEX, index)
+    if index is not None and index["fingerprint"] == fingerprint:
+        return index
+    (folder / INDEX).unlink(missing_ok=True)
+    kind = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    files: dict[str, _Writer] = {}
+    with ExitStack() as stack:
+        for batch in _batches(documents):
+            texts = [text for _, text in batch]
+            encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
+            for (source, text), ids in zip(batch, encoded["input_ids"], strict=True):
+                if source not in files:
+                    files[source] = _open_writer(folder, source, files, kind, stack)
+                files[source].add(np.array([*begin, *ids, *end], dtype=kind), len(text.encode()))
+            if on_text:
+                on_text(sum(len(text.encode()) for text in texts))
+    sources = {source: files[source].finish(folder) for source in sorted(files)}
+    index = {"fingerprint": fingerprint, "vocab_size": len(tokenizer), "sources": sources}
+    write_json(folder / INDEX, index)
     return index
 
 
-def _write_source(
-    folder: Path,
-    stem: str,
-    texts: Iterable[str],
-    tokenizer: PreTrainedTokenizerBase,
-    kind: type[np.integer[Any]],
-    on_text: Callable[[int], object] | None,
-) -> dict[str, Any]:
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    path, offsets, num_bytes, num_tokens = folder / f"{stem}.tokens", [], 0, 0
-    with replace_atomically(path) as temporary, temporary.open("wb") as stream:
-        for batch in _batches(texts):
-            encoded = tokenizer(batch, add_special_tokens=False, split_special_tokens=True, verbose=False)
-            for text, ids in zip(batch, encoded["input_ids"], strict=True):
-                offsets.append(num_tokens)
-                num_bytes += len(text.encode())
-                values = np.array([*begin, *ids, *end], dtype=kind)
-                num_tokens += len(values)
-                stream.write(values.tobytes())
-            if on_text:
-                on_text(len(batch))
-    write_bytes(folder / f"{stem}.documents", np.array(offsets, dtype=np.int64).tobytes())
-    return {
-        "file": path.name,
-        "dtype": np.dtype(kind).name,
-        "num_documents": len(offsets),
-        "num_tokens": num_tokens,
-        "num_bytes": num_bytes,
-        "sha256": sha256_file(path),
-    }
+@dataclass
+class _Writer:
+    """An open token file, and what is known of it so far."""
+
+    name: str
+    kind: np.dtype[Any]
+    stream: IO[bytes]
+    offsets: list[int] = field(default_factory=list)
+    num_tokens: int = 0
+    num_bytes: int = 0
+
+    def add(self, values: NDArray[Any], num_bytes: int) -> None:
+        self.offsets.append(self.num_tokens)
+        self.num_tokens += len(values)
+        self.num_bytes += num_bytes
+        self.stream.write(values.tobytes())
+
+    def finish(self, folder: Path) -> dict[str, Any]:
+        write_bytes(folder / f"{self.name}.documents", np.array(self.offsets, dtype=np.int64).tobytes())
+        return {
+            "file": f"{self.name}.tokens",
+            "dtype": self.kind.name,
+            "num_documents": len(self.offsets),
+            "num_tokens": self.num_tokens,
+            "num_bytes": self.num_bytes,
+            "sha256": sha256_file(folder / f"{self.name}.tokens"),
+        }
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    iterator = iter(texts)
+def _open_writer(
+    folder: Path, source: str, files: Mapping[str, _Writer], kind: np.dtype[Any], stack: ExitStack
+) -> _Writer:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", source)
+    other = next((known for known, writer in files.items() if writer.name == name), None)
+    if other is not None:
+        raise UserError(f"the sources {source!r} and {other!r} would share a file.", hint="Rename one of them.")
+    temporary = stack.enter_context(replace_atomically(folder / f"{name}.tokens"))
+    return _Writer(name, kind, stack.enter_context(temporary.open("wb")))
+
+
+def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    iterator = iter(documents)
     while batch := list(islice(iterator, BATCH_TEXTS)):
         yield batch
 

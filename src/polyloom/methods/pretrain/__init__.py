@@ -78,6 +78,12 @@ CARD = RoomCard(
             f"{_ROOM}.evaluating:run_evaluate",
         ),
         Verb(
+            "train",
+            "Train by the recipe, in one process or on a mesh of many, from documents to a checkpoint.",
+            f"{_ROOM}.config:TrainVerbConfig",
+            f"{_ROOM}.training:run_train",
+        ),
+        Verb(
             "coordinate-check",
             "Check that activations keep their size when the width grows, in muP and in the standard form.",
             f"{_ROOM}.config:CoordinateCheckConfig",

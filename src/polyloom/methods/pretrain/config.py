@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 from pydantic import Field
 
 from polyloom.core.config import Config
+from polyloom.training.config import TrainConfig
 
 
 class CoordinateCheckConfig(Config):
@@ -14,3 +18,45 @@ class CoordinateCheckConfig(Config):
     lr: float = Field(1e-2, gt=0, description="Learning rate at the base width 64.")
     steps: int = Field(4, ge=1, description="Steps before the measurement.")
     num_seeds: int = Field(3, ge=1, description="Seeds to average over.")
+
+
+class TrainVerbConfig(TrainConfig):
+    """`polyloom pretrain train`: from documents to a checkpoint; one file holds the whole recipe."""
+
+    data: list[str] = Field(
+        [], description="Files and folders, as `pretrain corpus` reads or writes them. [default: the embedded world]"
+    )
+    languages: list[str] = Field([], description="Keep these languages. [default: all; of the world: six]")
+    tokenizer: str | None = Field(None, description="Tokenizer folder or hub id. [default: trained on the data]")
+    vocab_size: int = Field(2048, ge=259, description="Tokens of a tokenizer that is trained here.")
+    mixture: dict[str, float] = Field(
+        {}, description="Share of each domain/language in the samples, in a YAML file. [default: by their tokens]"
+    )
+    max_epochs: float = Field(0, ge=0, description="How often a source may be seen; 0 is without limit.")
+    on_exhausted: Literal["error", "renormalise"] = Field("error", description="What then happens.")
+    window_tokens: int = Field(128, ge=2, description="T, targets of a sample; the context of the model.")
+    preset: str = Field("tiny-4x128", description="A shape by name, such as tele-flm-52b.")
+    layers: int | None = Field(None, ge=1, description="Layers. [default: the preset's]")
+    width: int | None = Field(None, ge=1, description="Hidden size. [default: the preset's]")
+    model: str | None = Field(None, description="Hugging Face folder to go on training. [default: drawn anew]")
+    matrix_lr: float | None = Field(None, gt=0, description="Peak learning rate of matrices at the base width. [lr]")
+    std: float = Field(0.05, gt=0, description="Standard deviation of the embeddings at the start.")
+    matrix_std: float = Field(0.05, gt=0, description="Standard deviation of matrices at the base width.")
+    input_mult: float = Field(1.0, gt=0, description="Factor on the embeddings.")
+    output_mult: float = Field(1.0, gt=0, description="Factor on the logits.")
+    base_width: int | None = Field(None, ge=0, description="Width at which m = 1; 0: standard form. [the preset's]")
+    base_depth: int = Field(0, ge=0, description="Layers at which the depth rule is neutral; 0: no depth rule.")
+    depth_power: float = Field(1.0, ge=0.5, le=1, description="a of the depth rule (CompleteP).")
+    dp: int = Field(1, ge=1, description="Processes that share rows, parameters and moments (FSDP2).")
+    tp: int = Field(1, ge=1, description="Processes that share each matrix.")
+    pp: int = Field(1, ge=1, description="Pipeline stages.")
+    sequence_parallel: bool = Field(False, description="With tp: split norms and residuals over the sequence.")
+    pipeline_schedule: Literal["1f1b", "gpipe", "interleaved-1f1b"] = Field("1f1b", description="With pp.")
+    num_micro_batches: int = Field(2, ge=1, description="With pp: parts of a process's rows.")
+    launch: bool = Field(True, description="Start the processes here; off prepares the run for your own torchrun.")
+    out: Path | None = Field(None, description="Folder for the model. [default: in the run]")
+    checkpoint_every: int = Field(100, ge=0, description="Steps between checkpoints; 0 saves only when stopped.")
+    on_spike: Literal["off", "note", "skip", "rewind", "stop"] = Field(
+        "note", description="What a spike of loss or gradient norm does; rewind goes back a checkpoint, past its data."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay at the base width.")
