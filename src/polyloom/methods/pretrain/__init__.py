@@ -89,6 +89,24 @@ CARD = RoomCard(
             f"{_ROOM}.config:CoordinateCheckConfig",
             f"{_ROOM}.coordinates:run_coordinate_check",
         ),
+        Verb(
+            "export",
+            "Write a checkpoint as Granite, folded Llama or TeleFLM, and compare the logits.",
+            f"{_ROOM}.config:ExportConfig",
+            f"{_ROOM}.exporting:run_export",
+        ),
+        Verb(
+            "grow",
+            "Widen or deepen a checkpoint without changing its function.",
+            f"{_ROOM}.config:GrowConfig",
+            f"{_ROOM}.growing:run_grow",
+        ),
+        Verb(
+            "plan",
+            "Work out memory, days and layouts of a model on so many devices.",
+            f"{_ROOM}.config:PlanConfig",
+            f"{_ROOM}.planning:run_plan",
+        ),
     ),
     order=10,
     equations=(

@@ -60,3 +60,43 @@ class TrainVerbConfig(TrainConfig):
         "note", description="What a spike of loss or gradient norm does; rewind goes back a checkpoint, past its data."
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay at the base width.")
+
+
+class ExportConfig(Config):
+    """`polyloom pretrain export`: a checkpoint in other forms, its logits compared."""
+
+    model: str = Field("tiny", description="Folder in Llama, Granite or TeleFLM form; tiny: made on the spot.")
+    forms: list[Literal["granite", "llama", "teleflm"]] = Field(
+        ["granite", "llama"], min_length=1, description="Forms to write: granite, llama (folded), teleflm."
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of the tensors written.")
+    out: Path | None = Field(None, description="Folder for a folder of each form. [default: in the run]")
+
+
+class GrowConfig(Config):
+    """`polyloom pretrain grow`: a larger model with the same function."""
+
+    model: str = Field("tiny", description="Folder in Llama or Granite form; tiny: trained on the spot.")
+    width: int | None = Field(None, ge=1, description="New hidden size, a multiple of the head size.")
+    ffn: int | None = Field(None, ge=1, description="New inner width. [default: by the family's rule]")
+    layers: int | None = Field(None, ge=1, description="New number of layers.")
+    out: Path | None = Field(None, description="Folder for the grown model. [default: in the run]")
+
+
+class PlanConfig(Config):
+    """`polyloom pretrain plan`: memory, arithmetic and layouts of a model on so many devices."""
+
+    preset: str = Field("tele-flm-52b-padded", description="A shape by name, such as tele-flm-52b.")
+    layers: int | None = Field(None, ge=1, description="Layers. [default: the preset's]")
+    width: int | None = Field(None, ge=1, description="Hidden size. [default: the preset's]")
+    num_devices: int = Field(896, ge=1, description="Devices.")
+    device_gigabytes: float = Field(80.0, gt=0, description="Memory of one.")
+    device_teraflops: float = Field(312.0, gt=0, description="Peak of one in bfloat16.")
+    mfu: float = Field(0.45, gt=0, le=1, description="Share of the peak that is reached.")
+    num_tokens: float = Field(2e12, gt=0, description="Tokens to train on.")
+    batch_size: int = Field(1344, ge=1, description="Rows of a step, over all devices.")
+    window_tokens: int = Field(4096, ge=1, description="T, targets of a row.")
+    micro_batch_size: int = Field(1, ge=1, description="Rows of a micro-batch.")
+    activation_checkpointing: bool = Field(True, description="Keep each layer's input alone.")
+    memory_saving_swiglu: Literal["off", "A", "B"] = Field("A", description="Form of SwiGLU.")
+    max_tp: int = Field(8, ge=1, description="Largest tp: the devices that a fast link joins.")
