@@ -75,13 +75,14 @@ def _write_parquet(path: Path, rows: list[Mapping[str, Any]]) -> int:
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """Return the shards below a folder in the order of their names.
+    """Return the shards below a folder in the order of their names; hidden files and folders are passed over.
 
     Raises:
         UserError: there is none.
     """
     kinds = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-    found = sorted(f for f in folder.rglob("*") if f.name.endswith(kinds) and not f.name.startswith("."))
+    found = sorted(f for f in folder.rglob("*") if f.name.endswith(kinds))
+    found = [f for f in found if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
     if not found:
         raise UserError("holds no shard.", where=str(folder), hint="Name a folder that `pretrain corpus` wrote.")
     return found

@@ -74,14 +74,17 @@ def _publish(outcome: Outcome, card: dict[str, Any], out: Path) -> None:
     """Move the shards to their places, write the card last, and drop the stages' files."""
     plan = outcome.plan
     if (out / "card.json").exists():
+        # The card goes last: while it stands, a build that was killed here takes the old shards away again.
+        for name in read_json(out / "card.json")["shards"]:
+            (out / name).unlink(missing_ok=True)
         (out / "card.json").unlink()
-        for old in shard_files(out):
-            if STAGES_FOLDER not in old.relative_to(out).parts:
-                old.unlink()
     for bucket, summary in enumerate(outcome.summaries["write"]):
         for name in summary["written"]:
+            written = plan.output("write", bucket) / name
             (out / name).parent.mkdir(parents=True, exist_ok=True)
-            (plan.output("write", bucket) / name).replace(out / name)
+            # A build that was killed while it moved them finds some in their places.
+            if written.exists() or not (out / name).exists():
+                written.replace(out / name)
     cards.save_card(card, out)
     if plan.config.keep_stages or plan.config.num_ranks > 1:
         # Other ranks may still look at the markers. The shards have left this stage; its markers must not claim them.
