@@ -90,6 +90,18 @@ CARD = RoomCard(
             f"{_ROOM}.coordinates:run_coordinate_check",
         ),
         Verb(
+            "search",
+            "Find the best learning rate by width, in muP and the standard form; or search a grid of settings.",
+            f"{_ROOM}.config:SearchConfig",
+            f"{_ROOM}.searching:run_search",
+        ),
+        Verb(
+            "predict",
+            "Predict a larger model's loss with an interval, or say that it is not resolved.",
+            f"{_ROOM}.config:PredictConfig",
+            f"{_ROOM}.predicting:run_predict",
+        ),
+        Verb(
             "export",
             "Write a checkpoint as Granite, folded Llama or TeleFLM, and compare the logits.",
             f"{_ROOM}.config:ExportConfig",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from polyloom.core.config import Config
 from polyloom.training.config import TrainConfig
+
+SEARCHED = ("lr", "matrix_lr", "std", "matrix_std", "input_mult", "output_mult")
 
 
 class CoordinateCheckConfig(Config):
@@ -100,3 +102,46 @@ class PlanConfig(Config):
     activation_checkpointing: bool = Field(True, description="Keep each layer's input alone.")
     memory_saving_swiglu: Literal["off", "A", "B"] = Field("A", description="Form of SwiGLU.")
     max_tp: int = Field(8, ge=1, description="Largest tp: the devices that a fast link joins.")
+
+
+class SearchConfig(Config):
+    """`polyloom pretrain search`: the best learning rate by width, in muP and in the standard form; or a grid."""
+
+    widths: list[int] = Field([64, 256], min_length=1, description="Widths, multiples of 32; the first is the base.")
+    lowest_exponent: int = Field(-9, description="Learning rates are powers of two: the lowest.")
+    highest_exponent: int = Field(-3, description="And the highest.")
+    steps: int = Field(60, ge=8, description="Steps of each run.")
+    num_seeds: int = Field(3, ge=1, description="Seeds of each cell.")
+    languages: list[str] = Field(["en", "de", "tr"], min_length=1, description="Languages of the world's text.")
+    data: list[str] = Field([], description="Your own text in place of the world's, as `pretrain corpus` reads it.")
+    grid: dict[str, list[float]] = Field(
+        {},
+        description="Values of lr, matrix_lr, std, matrix_std, input_mult, output_mult to search on the first width by "
+        "successive halving, in a YAML file. [default: compare learning rates over widths]",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SearchConfig:
+        if self.highest_exponent - self.lowest_exponent < 2:
+            raise ValueError("three learning rates are needed: lower lowest_exponent")
+        unknown = self.grid.keys() - set(SEARCHED)
+        if unknown:
+            raise ValueError(f"the grid names {min(unknown)!r}; it can hold {', '.join(SEARCHED)}")
+        if any(not values or min(values) <= 0 for values in self.grid.values()):
+            raise ValueError("every value of the grid is above 0, and each key has one")
+        return self
+
+
+class PredictConfig(Config):
+    """`polyloom pretrain predict`: the loss of a larger model, with an interval, or that it is not resolved."""
+
+    table: Path | None = Field(
+        None, description="CSV of your runs: parameters, loss, and seed, step where they differ. [default: train some]"
+    )
+    target: float | None = Field(None, gt=0, description="Parameters to predict for. [default: 4 times the largest]")
+    published: bool = Field(False, description="Predict the losses that others published, from their smaller models.")
+    widths: list[int] = Field([32, 64, 96, 128, 192], min_length=4, description="Widths to train, multiples of 32.")
+    steps: int = Field(250, ge=8, description="Steps of each; all widths take the same.")
+    num_seeds: int = Field(3, ge=1, description="Seeds of each width.")
+    lr: float = Field(2**-6, gt=0, description="Learning rate at the base width 64.")
+    languages: list[str] = Field(["en", "de", "tr"], min_length=1, description="Languages of the world's text.")

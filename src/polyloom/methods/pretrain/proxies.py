@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -86,7 +86,12 @@ def settings(
 
 
 def train_member(
-    family: Family, width: int, scaling: Scaling, steps: int, seed: int
+    family: Family,
+    width: int,
+    scaling: Scaling,
+    steps: int,
+    seed: int,
+    on_log: Callable[..., None] | None = None,
 ) -> tuple[LlamaForCausalLM, TrainState | None]:
     """Train one member; the order of the data depends on the seed alone.
 
@@ -100,7 +105,7 @@ def train_member(
     batch_at = window_batches(family.train, window_tokens=family.window_tokens, batch_size=family.batch_size, seed=seed)
     config = settings(steps, seed, family.batch_size)
     try:
-        return model, train(model, batch_at, config, groups=parameter_groups(model, shape, scaling))
+        return model, train(model, batch_at, config, groups=parameter_groups(model, shape, scaling), on_log=on_log)
     except PolyloomError:
         return model, None
 
