@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from polyloom.core.registry import Equation, Paper, RoomCard, Verb
+from polyloom.core.registry import Equation, Paper, RoomCard, TourStep, Verb
 
 if TYPE_CHECKING:
     from polyloom.methods.pretrain.architecture import PRESETS, build, parameter_groups
@@ -114,6 +114,18 @@ CARD = RoomCard(
             f"{_ROOM}.growing:run_grow",
         ),
         Verb(
+            "study",
+            "Measure a small model: tokenizer table, muP check, loss prediction, bits per byte.",
+            f"{_ROOM}.config:PretrainStudyConfig",
+            f"{_ROOM}.study:run_study",
+        ),
+        Verb(
+            "verify",
+            "Compare many processes, a killed run and another layout with one process.",
+            f"{_ROOM}.config:VerifyConfig",
+            f"{_ROOM}.verifying:run_verify",
+        ),
+        Verb(
             "plan",
             "Work out memory, days and layouts of a model on so many devices.",
             f"{_ROOM}.config:PlanConfig",
@@ -121,6 +133,7 @@ CARD = RoomCard(
         ),
     ),
     order=10,
+    tour=TourStep(verb="study", inputs={"model": "model", "text": "text", "languages": "languages"}),
     equations=(
         Equation("lr/m, std/sqrt(m), wd m, eps/m", "muP's table for matrices under AdamW", f"{_METHOD}:native_rule"),
         Equation("W' = cW", "folding a multiplier into a tensor", f"{_METHOD}:fold"),

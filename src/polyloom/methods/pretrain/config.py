@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from polyloom.core.config import Config
+from polyloom.core.config import Config, StudyConfig
 from polyloom.training.config import TrainConfig
 
 SEARCHED = ("lr", "matrix_lr", "std", "matrix_std", "input_mult", "output_mult")
@@ -145,3 +145,24 @@ class PredictConfig(Config):
     num_seeds: int = Field(3, ge=1, description="Seeds of each width.")
     lr: float = Field(2**-6, gt=0, description="Learning rate at the base width 64.")
     languages: list[str] = Field(["en", "de", "tr"], min_length=1, description="Languages of the world's text.")
+
+
+class VerifyConfig(Config):
+    """`polyloom pretrain verify`: do many processes, a kill and another layout give the numbers of one process?"""
+
+    layouts: list[str] = Field(
+        ["2x2x2"], description="Layouts pp x dp x tp to compare with one process over 5 steps; none skips it."
+    )
+    sequence_parallel: bool = Field(False, description="With tp: split norms and residuals over the sequence.")
+    reshard: bool = Field(True, description="Save with dp 2, go on with tp 2.")
+    kill: bool = Field(True, description="End a run by SIGKILL, resume it, compare the weights.")
+
+
+class PretrainStudyConfig(StudyConfig):
+    """`polyloom pretrain study`: tokenizer table, muP check, prediction and bits per byte of a small model."""
+
+    model: str | None = Field(None, description="A model folder to measure. [default: trained on the spot]")
+    text: list[Path] = Field([], description="Your text. [default: the world]")
+    languages: list[str] = Field(
+        ["en", "de", "es", "ru", "zh", "ja"], min_length=1, description="The world's languages."
+    )

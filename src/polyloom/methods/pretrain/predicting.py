@@ -117,8 +117,8 @@ def _own(config: PredictConfig, run: Run, losses: Losses) -> Result:
         verdict = f"The power law is not resolved: {reasons}. The curve would give {found.loss:.3f} at {target:.3g}."
     else:
         verdict = (
-            f"At {target:.3g} parameters expect a loss of {found.loss:.3f} (5-95 %: {found.low:.3f} to {found.high:.3f}), by "
-            f" L = {law.a:.3g} C^{law.b:.3f} + {law.c:.3f}."
+            f"At {target:.3g} parameters expect a loss of {found.loss:.3f} (5-95 %: {found.low:.3f} to {found.high:.3f}"
+            f"), by L = {law.a:.3g} C^{law.b:.3f} + {law.c:.3f}."
         )
     if target > FAR * sizes[-1]:
         verdict += f" The target is {target / sizes[-1]:.0f} times the largest size: too far to trust."
@@ -177,8 +177,8 @@ def _published(run: Run) -> Result:
             "published": Table(columns=columns, rows=rows, title="Published losses, predicted from smaller models")
         },
         verdicts=[
-            f"Losses up to 9.4 times the largest fitted size are predicted within {worst:.2f} %; the nanoLM runs under muP "
-            f"scatter {mup:.4f} around its law, the standard form {standard:.4f}."
+            f"Losses up to 9.4 times the largest fitted size are predicted within {worst:.2f} %; the nanoLM runs "
+            f"under muP scatter {mup:.4f} around its law, the standard form {standard:.4f}."
         ],
         limitations=[
             "The error of 0.30 % is judged on the two sets about muP; the other published sets stand in the table."
