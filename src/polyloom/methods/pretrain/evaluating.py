@@ -33,19 +33,14 @@ from polyloom.metrics.statistics import (
 )
 from polyloom.models.device import autocast, choose_device, pin_threads
 from polyloom.models.load import load_model, load_tokenizer, save_model
-from polyloom.models.tiny import build_tiny
-from polyloom.models.tokenizers import train_tokenizer
 from polyloom.runs.folder import Run
-from polyloom.training.config import TrainConfig
-from polyloom.training.loop import train
-from polyloom.training.packing import pack, window_batches
+from polyloom.training.small import Budget, train_small
 
 TINY = "tiny"
 UNIFORM = "uniform bytes"
 GZIP = "gzip"
 _LONGEST_WINDOW = 1024
 _WORLD_CHARACTERS = 30_000
-_TINY_WINDOW = 128
 # A paired test needs no more units than this; more documents are joined into so many groups.
 _MAX_UNITS = 2000
 _NUM_RESAMPLES = 2000
@@ -173,16 +168,14 @@ def _sources(config: EvaluateConfig, run: Run) -> dict[str, str]:
 
 def train_tiny(config: EvaluateConfig, run: Run, folder: Path) -> None:
     """Train a small model on the world's text and save it with its tokenizer."""
-    cells = world_cells(config.languages or WORLD_LANGUAGES, _WORLD_CHARACTERS, config.seed, "train")
-    texts = [text for _, _, text in cells]
-    tokenizer = train_tokenizer(texts, 1024)
-    model = build_tiny("llama-2x64", len(tokenizer), config.seed)
-    nn.Module.to(model, choose_device())
-    settings = TrainConfig(seed=config.seed, steps=config.tiny_steps, batch_size=16)
-    stream = pack(texts, tokenizer)
-    batch_at = window_batches(stream, window_tokens=_TINY_WINDOW, batch_size=settings.batch_size, seed=config.seed)
-    with run.progress("evaluate: train tiny", settings.steps) as advance:
-        train(model, batch_at, settings, on_log=run.log, on_step=advance, check_stop=run.check_stop)
+    texts: dict[str, list[str]] = {}
+    for _, language, text in world_cells(config.languages or WORLD_LANGUAGES, _WORLD_CHARACTERS, config.seed, "train"):
+        texts.setdefault(language, []).append(text)
+    budget = Budget(_WORLD_CHARACTERS, 1024, config.tiny_steps, config.test_bytes, "llama-2x64")
+    with run.progress("evaluate: train tiny", config.tiny_steps) as advance:
+        model, tokenizer = train_small(
+            texts, budget, config.seed, on_log=run.log, on_step=advance, check_stop=run.check_stop
+        )
     save_model(model, folder, tokenizer)
 
 
