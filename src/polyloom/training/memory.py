@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from torch import nn
-from transformers import LlamaConfig, PreTrainedModel
+from torch.utils.checkpoint import checkpoint
+from transformers import LlamaConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from polyloom.core.errors import UserError
@@ -34,8 +37,8 @@ def saving_memory(model: nn.Module, config: TrainConfig) -> Iterator[None]:
     finally:
         if config.memory_saving_swiglu != "off":
             unpatch_mlp(model)
-        if config.activation_checkpointing and isinstance(model, PreTrainedModel):
-            model.gradient_checkpointing_disable()  # type: ignore[no-untyped-call]
+        if config.activation_checkpointing:
+            checkpoint_layers(model, on=False)
 
 
 def save_mlp_memory(model: nn.Module, config: LlamaConfig, mode: Mode) -> None:
@@ -57,13 +60,16 @@ def save_mlp_memory(model: nn.Module, config: LlamaConfig, mode: Mode) -> None:
             module.__class__ = type(proof[0])
 
 
-def checkpoint_layers(model: nn.Module) -> None:
-    """Make every decoder layer keep its input alone.
+def checkpoint_layers(model: nn.Module, on: bool = True) -> None:
+    """Make every decoder layer keep its input alone, or all again.
 
     Raises:
         UserError: the model has no layers that can.
     """
-    if not isinstance(model, PreTrainedModel) or not model.supports_gradient_checkpointing:
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
         what = f"{type(model).__name__} cannot checkpoint its layers."
         raise UserError(what, where="--activation-checkpointing", hint="Turn it off.")
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in layers:
+        layer.gradient_checkpointing = on
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)

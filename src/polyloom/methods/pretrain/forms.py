@@ -179,8 +179,8 @@ def write_form(
     """Write a checkpoint in a form, a few gigabytes at a time; the folder is whole or absent.
 
     Args:
-        form: `granite` keeps the multipliers as such, `llama` folds them into the tensors, `teleflm` is `granite`'s
-            tensors with TeleFLM's configuration.
+        form: `granite` keeps the multipliers as such, `llama` folds them into the tensors, `teleflm` keeps those of
+            embedding and logits and folds the branches'.
         folder: where to; a model that stands there is replaced.
         source: the model's shape and multipliers.
         native: from a tensor's name to its values without multipliers, in float32.
@@ -188,7 +188,7 @@ def write_form(
         tokenizer: saved beside it.
 
     Raises:
-        UserError: the folder holds something else, the disk is full, or the form cannot hold the model.
+        UserError: the folder holds something else, or the disk is full.
     """
     if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
         raise UserError("holds files that are no model.", where=str(folder), hint="Choose an empty folder.")
@@ -215,8 +215,7 @@ def _write_tensors(
     pending: dict[str, Tensor] = {}
     names = tensor_names(source.shape)
     for name in names:
-        values = native(name)
-        pending[name] = (values * source.multipliers.of(name) if form == "llama" else values).to(dtype).contiguous()
+        pending[name] = (native(name) * _folded_factor(form, name, source)).to(dtype).contiguous()
         if sum(tensor.nbytes for tensor in pending.values()) >= FILE_BYTES or name == names[-1]:
             files.append(list(pending))
             save_file(pending, folder / f"part-{len(files)}", metadata={"format": "pt"})
@@ -229,6 +228,13 @@ def _write_tensors(
         places |= dict.fromkeys(held, file)
     if total > 1:
         write_json(folder / INDEX, {"metadata": {}, "weight_map": places})
+
+
+def _folded_factor(form: Form, name: str, source: Source) -> float:
+    """Return what a form folds into a tensor: all, the branches' factor (TeleFLM has none), or nothing."""
+    if form == "llama":
+        return source.multipliers.of(name)
+    return source.multipliers.branch if form == "teleflm" and name.split(".")[-2] in BRANCH_ENDS else 1.0
 
 
 def tensor_names(shape: Shape) -> list[str]:
@@ -278,14 +284,9 @@ def teleflm_config(source: Source) -> dict[str, Any]:
     """Return the configuration of form T for a model, as vLLM and SGLang read it.
 
     Args:
-        source: the model; its branches have no factor. The factor on the logits is written as output_mult over
-            mup_scale_factor 1: only their quotient matters.
-
-    Raises:
-        UserError: a depth rule, which form T cannot hold.
+        source: the model. The factor on the logits is written as output_mult over mup_scale_factor 1: only their
+            quotient matters.
     """
-    if source.multipliers.branch != 1.0:
-        raise UserError("form T has no factor for branches.", hint="Export form G, or fold it.")
     shape = source.shape
     return {
         "model_type": "TeleFLM",
