@@ -126,6 +126,12 @@ CARD = RoomCard(
             f"{_ROOM}.verifying:run_verify",
         ),
         Verb(
+            "bench",
+            "Time training beside a plain loop over Hugging Face's Llama.",
+            f"{_ROOM}.config:BenchConfig",
+            f"{_ROOM}.benching:run_bench",
+        ),
+        Verb(
             "plan",
             "Work out memory, days and layouts of a model on so many devices.",
             f"{_ROOM}.config:PlanConfig",
@@ -136,7 +142,22 @@ CARD = RoomCard(
     tour=TourStep(verb="study", inputs={"model": "model", "text": "text", "languages": "languages"}),
     equations=(
         Equation("lr/m, std/sqrt(m), wd m, eps/m", "muP's table for matrices under AdamW", f"{_METHOD}:native_rule"),
-        Equation("W' = cW", "folding a multiplier into a tensor", f"{_METHOD}:fold"),
+        Equation("m = width / base width", "width multiplier", f"{_METHOD}:Scaling"),
+        Equation("W' = cW, lr c, eps/c, wd/c", "folding a multiplier into a tensor", f"{_METHOD}:fold"),
+        Equation("input_mult, output_mult/m, r^-a", "forward factors", f"{_METHOD}:forward_factor"),
+        Equation("lr r^(a-1), eps r^-a", "depth rule (CompleteP)", f"{_METHOD}:native_rule"),
         Equation("64 floor(8d/3 / 64)", "inner width", f"{_METHOD}:feed_forward"),
+        Equation("L (4 d^2 + 3 d ffn + 2 d) + d + 2 V d", "parameters", f"{_METHOD}:count_parameters"),
+        Equation("6 N + 12 L d T", "FLOPs of a token", f"{_METHOD}:training_flops_per_token"),
+        Equation("L = a C^b + c", "loss by size", f"{_ROOM}.laws:fit_power_law"),
+        Equation(
+            "h + r^-a f(h), logits output_mult/m",
+            "the definition that exports equal",
+            f"{_ROOM}.exporting:WithMultipliers",
+        ),
+        Equation("g sqrt(d/D), zeros to the new stream", "growth", f"{_ROOM}.growth:grow_tensor"),
+        Equation("i -> (source, window)", "the sample stream", "polyloom.training.stream:SampleStream"),
+        Equation("median + 6 MAD, 4 medians", "spikes", "polyloom.training.watch:Watch"),
+        Equation("(p-1) / (v k + p-1)", "pipeline bubble", "polyloom.training.layouts:Layout"),
     ),
 )

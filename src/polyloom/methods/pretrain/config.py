@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -29,6 +29,9 @@ class TrainVerbConfig(TrainConfig):
         [], description="Files and folders, as `pretrain corpus` reads or writes them. [default: the embedded world]"
     )
     languages: list[str] = Field([], description="Keep these languages. [default: all; of the world: six]")
+    corpus: dict[str, Any] = Field(
+        {}, description="Options of `pretrain corpus` to clean --data by first, in a YAML file. [default: as it is]"
+    )
     tokenizer: str | None = Field(None, description="Tokenizer folder or hub id. [default: trained on the data]")
     vocab_size: int = Field(2048, ge=259, description="Tokens of a tokenizer that is trained here.")
     mixture: dict[str, float] = Field(
@@ -166,3 +169,11 @@ class PretrainStudyConfig(StudyConfig):
     languages: list[str] = Field(
         ["en", "de", "es", "ru", "zh", "ja"], min_length=1, description="The world's languages."
     )
+
+
+class BenchConfig(Config):
+    """`polyloom pretrain bench`: tokens a CPU second beside a plain loop over Hugging Face's Llama."""
+
+    steps: int = Field(3, ge=1, description="Steps of a round.")
+    rounds: int = Field(5, ge=2, description="Interleaved rounds; ratios are paired within a round.")
+    precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="Of the forward passes.")

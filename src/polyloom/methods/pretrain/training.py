@@ -12,11 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from polyloom.core.config import make_config
 from polyloom.core.errors import PolyloomError, Stopped
 from polyloom.core.files import read_json, write_json
 from polyloom.core.result import Artifact, Cell, Result, Scalar, Series, Table
 from polyloom.methods.pretrain.architecture import NORM_EPS, build, parameter_groups
 from polyloom.methods.pretrain.config import TrainVerbConfig
+from polyloom.methods.pretrain.corpus.verb import run_corpus
+from polyloom.methods.pretrain.data_config import CorpusConfig
 from polyloom.methods.pretrain.forms import Multipliers, Source, write_form
 from polyloom.methods.pretrain.launch import launch
 from polyloom.methods.pretrain.method import count_parameters, training_flops_per_token
@@ -60,6 +63,7 @@ def run_train(config: TrainVerbConfig, run: Run) -> Result:
         Stopped: the run was asked to stop, or prepared for a torchrun of the user's.
     """
     pin_threads()
+    config = _cleaned(config, run)
     data = prepare_data(config, run)
     recipe = make_recipe(config, len(data.tokenizer))
     state = run.once("trained", lambda: _train(config, recipe, data, run))
@@ -68,6 +72,16 @@ def run_train(config: TrainVerbConfig, run: Run) -> Result:
         _write_model(recipe, run, data, folder)
     scores = run.once("held out", lambda: _held_out(config, data, folder))
     return _as_result(config, recipe, data, run, state, scores)
+
+
+def _cleaned(config: TrainVerbConfig, run: Run) -> TrainVerbConfig:
+    """Clean the documents first where the recipe says how; return the configuration that reads what is left."""
+    if not config.corpus:
+        return config
+    folder = run.artifact("corpus")
+    values = {"seed": config.seed, "languages": config.languages, **config.corpus, "input": config.data, "out": folder}
+    run_corpus(make_config(CorpusConfig, values, where="corpus"), run)
+    return config.model_copy(update={"data": [str(folder)], "corpus": {}})
 
 
 def _train(config: TrainVerbConfig, recipe: Recipe, data: TrainingData, run: Run) -> dict[str, Any]:
