@@ -11,13 +11,14 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from polyloom.core.errors import MissingExtra, UserError
 from polyloom.data.text import PASSAGE_CHARACTERS, read_documents
@@ -26,7 +27,7 @@ from polyloom.data.web import Extractor, WebRecord, extract_html, page_encoding,
 SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet", ".html", ".htm", ".warc", ".wet", ".xml")
 COMPRESSED = (".gz", ".zst")
 KEYS = {"language": ("language", "lang"), "domain": ("domain",), "license": ("license", "licence")}
-DEFAULT_DOMAIN = "text"
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def open_stream(path: Path) -> IO[bytes]:
     """
     _, compression = _kind(path)
     if compression == ".gz":
-        return gzip.open(path, "rb")
+        return cast(IO[bytes], gzip.open(path, "rb"))
     if compression == ".zst":
         try:
             import zstandard
@@ -330,7 +331,10 @@ def _read_json_lines(part: Part, reading: Reading) -> Iterator[_Row | BadRow]:
         decoded, replaced = decode(line, reading.encodings)
         try:
             row = json.loads(decoded)
-        except (json.JSONDecodeError, RecursionError):
+            if _SURROGATE.search(decoded):
+                # JSON can spell half a character, which no encoding can write again.
+                row = json.loads(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace"))
+        except (ValueError, RecursionError):
             yield BadRow(where, "no JSON")
             continue
         text = row.get(reading.text_key) if isinstance(row, dict) else None

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 
 from polyloom.core.errors import MissingExtra, UserError
 from polyloom.core.files import replace_atomically
@@ -38,7 +38,8 @@ def write_shard(path: Path, rows: Iterable[Mapping[str, Any]], format: Format) -
         number = 0
         with _open_writer(temporary, format) as stream:
             for row in rows:
-                stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                # Metadata of other formats may hold dates or decimals: they are written as text.
+                stream.write(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
                 number += 1
         return number
 
@@ -51,7 +52,7 @@ def _open_writer(path: Path, format: Format) -> Iterator[IO[bytes]]:
         elif format == "jsonl.gz":
             # Without name and time, so that equal rows give equal bytes.
             with gzip.GzipFile("", "wb", 6, raw, mtime=0) as stream:
-                yield stream
+                yield cast(IO[bytes], stream)
         else:
             try:
                 import zstandard
@@ -68,7 +69,9 @@ def _write_parquet(path: Path, rows: list[Mapping[str, Any]]) -> int:
     except ImportError:
         raise MissingExtra("pyarrow", extra="corpus") from None
     columns = {name: [row.get(name) for row in rows] for name in COLUMNS}
-    columns["metadata"] = [json.dumps(row.get("metadata", {}), ensure_ascii=False, sort_keys=True) for row in rows]
+    columns["metadata"] = [
+        json.dumps(row.get("metadata", {}), ensure_ascii=False, sort_keys=True, default=str) for row in rows
+    ]
     schema = pyarrow.schema([(name, pyarrow.string()) for name in columns])
     pyarrow.parquet.write_table(pyarrow.table(columns, schema=schema), path, compression="zstd")
     return len(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -63,6 +64,9 @@ def run_benchmarks(model: Any, tokenizer: Any, config: EvaluateConfig) -> list[d
     from lm_eval.models.huggingface import HFLM
 
     manager = _task_manager(config)
+    if config.allow_code:
+        # What the metric of HumanEval asks for besides the harness's own switch.
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     with _quiet():
         wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=config.batch_size, backend="causal")
         try:

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from polyloom.core.errors import PolyloomError, UserError
 from polyloom.core.files import sha256_file
 from polyloom.data.shards import read_corpus, shard_files
 from polyloom.methods.pretrain.corpus import cleaning, tasks
-from polyloom.methods.pretrain.corpus.finishing import kept_fractions, normalised_shares
+from polyloom.methods.pretrain.corpus.finishing import kept_fractions, normalised_shares, shard_name
 from polyloom.methods.pretrain.corpus.planted import candidate_rate, exact_jaccard, plant
 from polyloom.methods.pretrain.corpus.protecting import Protected, grams
 from polyloom.methods.pretrain.corpus.verb import run_corpus
@@ -375,6 +376,32 @@ def test_shares_that_do_not_add_to_one_are_scaled_and_said(tmp_path: Path, run: 
     assert any("add to 2, not 1" in note for note in result.limitations)
     with pytest.raises(UserError, match=r"no document of 'bokks' is left.*books"):
         run_corpus(config(tmp_path / "in", tmp_path / "out", shares={"bokks": 1.0}), run)
+
+
+def test_names_from_the_input_stay_inside_the_folder() -> None:
+    assert shard_name("web/zh", 3, "jsonl") == "web/zh/00003.jsonl"
+    cells = ["../../x/en", "a b/en", "a_b/en", "/en", "x/..", "C:\\x/en", "." * 300 + "/en"]
+    names = [shard_name(cell, 0, "jsonl") for cell in cells]
+    assert len(set(names)) == len(cells)
+    for name in names:
+        parts = name.split("/")
+        assert all(part.strip(".") and len(part) < 100 for part in parts)
+
+
+def test_rows_that_no_encoding_or_json_can_write(tmp_path: Path, run: Run) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    text = rows(1)[0]["text"]
+    (tmp_path / "in").mkdir()
+    line = r'{"text": "%s \ud800", "id": "\udfff", "domain": "../../web", "url": "\ud800"}' % text
+    (tmp_path / "in" / "a.jsonl").write_text(line + "\n")
+    table = pyarrow.table({"text": [rows(1, seed=5)[0]["text"]], "date": [datetime(2024, 1, 2)]})
+    parquet.write_table(table, tmp_path / "in" / "b.parquet")
+    run_corpus(config(tmp_path / "in", tmp_path / "out"), run)
+    kept = {row["domain"]: row for row in read_corpus(tmp_path / "out")}
+    assert kept["../../web"]["text"].endswith(" ?")
+    assert kept["text"]["metadata"]["date"].startswith("2024-01-02")
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out", "runs"}
 
 
 def test_shares_by_hand() -> None:

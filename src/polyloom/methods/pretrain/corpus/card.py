@@ -32,7 +32,7 @@ def make_card(outcome: Outcome) -> dict[str, Any]:
     written = _written(outcome.summaries["write"])
     shares = outcome.summaries["shares"][0]
     cells = sorted(shares["sizes"])
-    languages = sorted({cell.split("/")[1] for cell in cells})
+    languages = sorted({cell.rpartition("/")[2] for cell in cells})
     return {
         "card_version": CARD_VERSION,
         "input": [part.name for part in outcome.plan.parts],
@@ -134,7 +134,7 @@ def card_scalars(card: Mapping[str, Any]) -> dict[str, Scalar]:
         "bytes_read": Scalar(value=int(sum(sizes[1] for sizes in read)), unit="bytes"),
         "bytes_written": Scalar(value=sum(cell["bytes"] for cell in written), unit="bytes"),
         "places_left_out": Scalar(value=sum(card["problems"]["counts"].values())),
-        "languages": Scalar(value=len({cell.split("/")[1] for cell in card["written"]})),
+        "languages": Scalar(value=len({cell.rpartition("/")[2] for cell in card["written"]})),
         "shards": Scalar(value=len(card["shards"])),
     }
     if card["settings"]["tokenizer"]:
@@ -151,7 +151,7 @@ def warnings_of(card: Mapping[str, Any]) -> list[str]:
     notes = []
     small = {}
     for cell, written in card["written"].items():
-        language = cell.split("/")[1]
+        language = cell.rpartition("/")[2]
         small[language] = small.get(language, 0) + written["bytes"]
     few = [f"{language} ({size} bytes)" for language, size in small.items() if size < SMALL_LANGUAGE_BYTES]
     if few:

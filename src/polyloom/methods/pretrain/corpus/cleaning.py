@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,8 @@ def clean_part(plan: Plan, task: int, folder: Path) -> Summary:
     cleaner = Cleaner(config, model)
     reading = Reading(config.text_key, tuple(config.encodings), config.max_document_bytes, config.extractor)
     tally = Tally()
-    hashes: list[tuple[int, int, int, int, int, int]] = []
+    # An array a document: as Python's own numbers they would outweigh the text.
+    hashes = [np.zeros(0, dtype=HASH_ROW)]
 
     def rows() -> Iterator[dict[str, Any]]:
         number = 0
@@ -136,12 +137,13 @@ def clean_part(plan: Plan, task: int, folder: Path) -> Summary:
                 continue
             row = _clean_row(cleaner, found, tally)
             if row is not None:
-                hashes.extend(_hash_rows(row, task, number, paragraphs=config.paragraphs))
+                found_rows = list(_hash_rows(row, task, number, paragraphs=config.paragraphs))
+                hashes.append(np.array(found_rows, dtype=HASH_ROW))
                 number += 1
                 yield row
 
     num_documents = write_shard(folder / "documents.jsonl.zst", rows(), "jsonl.zst")
-    table = np.array(hashes, dtype=HASH_ROW)
+    table = np.concatenate(hashes)
     partition = table["hash"] >> np.uint64(60)
     for number in range(NUM_PARTITIONS):
         np.save(folder / f"hashes-{number:02d}.npy", table[partition == number], allow_pickle=False)
@@ -152,7 +154,6 @@ def clean_part(plan: Plan, task: int, folder: Path) -> Summary:
 
 def _clean_row(cleaner: Cleaner, document: RawDocument, tally: Tally) -> dict[str, Any] | None:
     """Clean one document; whatever goes wrong in it is counted and costs that document alone."""
-    document = replace(document, text=document.text.encode("utf-8", "surrogatepass").decode("utf-8", "replace"))
     domain = document.domain or DEFAULT_DOMAIN
     try:
         found = cleaner.clean(document, tally)

@@ -87,9 +87,9 @@ def normalised_shares(shares: Mapping[str, float], sizes: Mapping[str, int]) -> 
         total = sum(sizes.values())
         return {cell: size / total for cell, size in sizes.items()}
     result = dict.fromkeys(sizes, 0.0)
-    domains = {cell.split("/")[0] for cell in sizes}
+    domains = {cell.rpartition("/")[0] for cell in sizes}
     for name, share in shares.items():
-        cells = [name] if name in sizes else [c for c in sizes if c.split("/")[0] == name and c not in shares]
+        cells = [name] if name in sizes else [c for c in sizes if c.rpartition("/")[0] == name and c not in shares]
         if not cells:
             raise UserError(
                 f"no document of {name!r} is left to take a share from.",
@@ -163,9 +163,17 @@ class _Tokens:
 
 
 def shard_name(cell: str, bucket: int, format: str) -> str:
-    """Return a shard's path below the output folder: domain/language/number.format, unsafe characters replaced."""
-    safe = "/".join("".join(c if c.isalnum() or c in "-_." else "_" for c in part) or "_" for part in cell.split("/"))
-    return f"{safe}/{bucket:05d}.{format}"
+    """Return a shard's path below the output folder: domain/language/number.format.
+
+    Names come from the input: one that could leave the folder, or that no file system takes, is written in safe
+    characters with a hash that keeps it apart from others.
+    """
+    return "/".join([*map(_safe, cell.split("/")), f"{bucket:05d}.{format}"])
+
+
+def _safe(name: str) -> str:
+    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name).strip(".")[:60]
+    return safe if safe == name and safe else f"{safe}-{hash_text(name):016x}"
 
 
 def write_bucket(plan: Plan, bucket: int, folder: Path) -> Summary:

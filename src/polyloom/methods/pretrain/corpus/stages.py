@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from polyloom.core.errors import UserError
-from polyloom.data.crawl import Part, Reading, list_parts, read_part
+from polyloom.data.crawl import COMPRESSED, Part, Reading, list_parts, read_part
 from polyloom.data.crawl import RawDocument as _Raw
 from polyloom.data.scripts import normalise
 from polyloom.methods.pretrain.corpus.cleaning import NUM_PARTITIONS, clean_part
@@ -21,6 +21,8 @@ from polyloom.methods.pretrain.data_config import CorpusConfig
 from polyloom.runs.folder import Run
 
 SHARD_BYTES = 256 << 20
+# What compressed text is taken to unfold to.
+_UNFOLDS = 4
 
 
 def train_quality(plan: Plan, task: int, folder: Path) -> Summary:
@@ -90,7 +92,8 @@ def make_plan(config: CorpusConfig, folder: Path) -> Plan:
 
 def _size(part: Part) -> int:
     end = part.end if part.end is not None else Path(part.path).stat().st_size
-    return end - part.begin
+    size = end - part.begin
+    return size * _UNFOLDS if part.path.endswith((*COMPRESSED, ".parquet")) else size
 
 
 def chain(plan: Plan) -> list[tuple[Stage, int, str]]:
