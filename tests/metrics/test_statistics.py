@@ -285,3 +285,39 @@ def test_tost_does_not_call_two_margins_equal() -> None:
     margin = 0.005
     wrong = sum(s.tost(rng.normal(2 * margin, 0.0063, 20), margin) <= 0.05 for _ in range(2000))
     assert wrong / 2000 < 0.01
+
+
+def test_ratio_of_sums_by_hand() -> None:
+    one = s.ratio_interval([1.0, 3.0], [2.0, 2.0])
+    assert one.value == 1.0
+    assert (one.low, one.high) == (0.5, 1.5)
+    assert s.ratio_interval([3.0], [2.0]) == s.Interval(1.5, 1.5, 1.5)
+    with pytest.raises(ValueError, match="equal lengths"):
+        s.ratio_interval([1.0], [1.0, 2.0])
+
+
+def test_ratio_interval_covers_the_true_ratio() -> None:
+    hits = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        sizes = rng.integers(50, 500, 60).astype(float)
+        found = s.ratio_interval(sizes * 2.0 + rng.normal(0, 30, 60), sizes, num_resamples=400, seed=seed)
+        hits += found.low <= 2.0 <= found.high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+@pytest.mark.parametrize(("trials", "probability"), [(10, 0.5), (300, 0.0009), (50, 0.95), (7, 0.0), (7, 1.0)])
+def test_binomial_band_holds_what_it_says(trials: int, probability: float) -> None:
+    low, high = d.binomial_band(trials, probability, 0.95)
+
+    def tail(first: int, last: int) -> float:
+        masses = [
+            math.comb(trials, k) * probability**k * (1 - probability) ** (trials - k) for k in range(first, last + 1)
+        ]
+        return sum(masses)
+
+    assert tail(0, low - 1) <= 0.025
+    assert tail(high + 1, trials) <= 0.025 + 1e-12
+    # One count less on either side would hold too little.
+    assert low == trials or tail(0, low) > 0.025 - 1e-12
+    assert high == 0 or tail(high, trials) > 0.025 - 1e-12

@@ -118,3 +118,22 @@ def t_test_power(noncentrality: float, df: int, alpha: float = 0.05) -> float:
     s, probability = _scaled_chi_grid(df)
     accepted = [normal_cdf(critical * x - noncentrality) - normal_cdf(-critical * x - noncentrality) for x in s]
     return float(1.0 - np.dot(probability, accepted))
+
+
+def binomial_band(trials: int, probability: float, confidence: float = 0.95) -> tuple[int, int]:
+    """Return the narrowest equal-tailed counts [low, high] that hold a binomial count with at least `confidence`.
+
+    Args:
+        trials: n.
+        probability: of a success in one trial.
+        confidence: level of the band.
+    """
+    if probability in (0.0, 1.0):
+        return (0, 0) if probability == 0.0 else (trials, trials)
+    counts = np.arange(trials + 1)
+    factorials = np.array([math.lgamma(k + 1) for k in range(trials + 1)])
+    log_choose = factorials[-1] - factorials - factorials[::-1]
+    masses = np.exp(log_choose + counts * math.log(probability) + (trials - counts) * math.log1p(-probability))
+    below = np.cumsum(masses)
+    tail = (1.0 - confidence) / 2
+    return int(np.searchsorted(below, tail, side="right")), int(np.searchsorted(below, 1.0 - tail))

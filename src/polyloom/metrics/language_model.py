@@ -93,7 +93,7 @@ def token_nats(
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             losses = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
             for row, (d, b, e, s) in zip(losses.view(len(batch), width).double().cpu(), batch, strict=True):
-                nats[d].append(float(row[s - b : e - b].sum()))
+                nats[d] += row[s - b : e - b].tolist()
     return [math.fsum(parts) for parts in nats]
 
 

@@ -143,6 +143,35 @@ def bootstrap_interval(
     return Interval(value, float(np.quantile(draws, low)), float(np.quantile(draws, high)))
 
 
+def ratio_interval(
+    numerators: ArrayLike,
+    denominators: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 2_000,
+    seed: int = 0,
+) -> Interval:
+    """Return a ratio of sums with its percentile bootstrap interval over pairs; no interval (a point) for one pair.
+
+    Args:
+        numerators: [n] one a unit, for example a document's bits; differences of two models for a paired interval.
+        denominators: [n] of the same units, for example bytes.
+        confidence: level of the interval.
+        num_resamples: draws with replacement.
+        seed: of the draws.
+    """
+    x, y = _sample(numerators), _sample(denominators)
+    if x.shape != y.shape:
+        raise ValueError(f"a ratio needs equal lengths, got {x.size} and {y.size}")
+    value = math.fsum(x) / math.fsum(y)
+    if x.size < 2:
+        return Interval(value, value, value)
+    draws = numpy_generator(seed, "bootstrap").integers(0, x.size, (num_resamples, x.size))
+    ratios = x[draws].sum(axis=1) / y[draws].sum(axis=1)
+    tail = (1.0 - confidence) / 2
+    return Interval(value, float(np.quantile(ratios, tail)), float(np.quantile(ratios, 1.0 - tail)))
+
+
 def paired_bootstrap(
     a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95, num_resamples: int = 10_000, seed: int = 0
 ) -> Interval:

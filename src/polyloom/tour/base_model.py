@@ -17,28 +17,13 @@ from polyloom.metrics.language_model import DocumentScore, byte_frequency_scores
 from polyloom.metrics.statistics import Interval, bootstrap_interval
 from polyloom.models.device import autocast, choose_device, pin_threads
 from polyloom.models.load import count_parameters, load_model, load_tokenizer, save_model
-from polyloom.models.tiny import build_tiny
-from polyloom.models.tokenizers import compression, sample_texts, train_tokenizer
+from polyloom.models.tokenizers import compression
 from polyloom.runs.folder import Run
 from polyloom.tour.config import TourConfig
-from polyloom.training.config import TrainConfig
-from polyloom.training.loop import train
-from polyloom.training.packing import pack, window_batches
+from polyloom.training.small import WINDOW_TOKENS, Budget, train_small
 
 Texts = dict[str, list[str]]
 Floats = NDArray[np.float64]
-WINDOW_TOKENS = 128
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much the tour's own model gets: characters a language, vocabulary, training steps, characters tested."""
-
-    num_characters: int
-    vocab_size: int
-    steps: int
-    test_characters: int
-    size: str = "llama-4x128"
 
 
 BUDGETS = {"quick": Budget(60_000, 2048, 260, 6_000), "full": Budget(400_000, 4096, 2_500, 20_000)}
@@ -104,19 +89,11 @@ def prepare_model(config: TourConfig, run: Run, material: Material) -> str:
 
 def _train_model(config: TourConfig, run: Run, material: Material, folder: Path) -> None:
     budget = BUDGETS[config.profile]
-    pin_threads()
-    sample = sample_texts(material.train, 1_000_000, seed=config.seed)
-    tokenizer = train_tokenizer(sample, budget.vocab_size)
-    model = build_tiny(budget.size, len(tokenizer), config.seed)
-    nn.Module.to(model, choose_device())
-    stream = pack((text for texts in material.train.values() for text in texts), tokenizer)
-    settings = TrainConfig(seed=config.seed, steps=budget.steps, batch_size=16, checkpoint_every=50, keep_checkpoints=1)
-    batch_at = window_batches(stream, window_tokens=WINDOW_TOKENS, batch_size=settings.batch_size, seed=config.seed)
-    with run.progress("tour: train the model", settings.steps) as advance:
-        train(
-            model,
-            batch_at,
-            settings,
+    with run.progress("tour: train the model", budget.steps) as advance:
+        model, tokenizer = train_small(
+            material.train,
+            budget,
+            config.seed,
             checkpoints=run.checkpoints,
             on_log=run.log,
             on_step=advance,

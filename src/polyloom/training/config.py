@@ -32,10 +32,21 @@ class TrainConfig(Config):
     eval_every: int = Field(0, ge=0, description="Steps between evaluations; 0 evaluates never.")
     patience: int = Field(0, ge=0, description="Stop after so many evaluations without improvement; 0 never does.")
     checkpoint_every: int = Field(0, ge=0, description="Steps between checkpoints; 0 saves only when stopped.")
+    on_spike: Literal["off", "note", "skip", "rewind", "stop"] = Field(
+        "off", description="What a spike of loss or gradient norm does; rewind goes back a checkpoint, past its data."
+    )
+    memory_saving_swiglu: Literal["off", "A", "B"] = Field(
+        "off", description="Exact SwiGLU that keeps 3 (A) or 2 (B) of 4 units for the backward pass."
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Keep each layer's input alone and run it again in the backward pass."
+    )
     keep_checkpoints: int = Field(2, ge=1, description="Checkpoints to keep, the newest.")
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
         if self.patience and not self.eval_every:
             raise ValueError("patience needs eval_every")
+        if self.on_spike == "rewind" and not self.checkpoint_every:
+            raise ValueError("on_spike rewind needs checkpoint_every")
         return self

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,15 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from polyloom.core.errors import PolyloomError, Stopped
-from polyloom.core.seeding import derive_seed
-from polyloom.models.device import autocast
-from polyloom.training.checkpoints import load_checkpoint, save_checkpoint
 from polyloom.training.config import TrainConfig
+from polyloom.training.engine import Engine, Loss, ParameterGroup, Replicated
+from polyloom.training.memory import saving_memory
 from polyloom.training.packing import Batch, BatchAt
 from polyloom.training.parallel import World, join_world
 from polyloom.training.schedules import lr_factor
+from polyloom.training.watch import Spike, Watch
 
-Loss = Callable[[nn.Module, Batch], tuple[Tensor, int]]
-ParameterGroup = dict[str, Any]
+MAX_INTERVENTIONS = 20
 
 
 @dataclass
@@ -32,7 +32,8 @@ class TrainState:
 
     `step` counts optimiser steps, `num_tokens` targets over all processes, `loss` is the last step's mean in nats,
     `best` the lowest evaluation, `best_step` its step, `num_worse` the evaluations since, `stopped_early` says whether
-    patience ended it.
+    patience ended it. `num_spikes` counts spikes, `num_passed` batches that rewinding has passed over; `losses` and
+    `norms` are what the watch remembers.
     """
 
     step: int = 0
@@ -42,6 +43,10 @@ class TrainState:
     best_step: int = 0
     num_worse: int = 0
     stopped_early: bool = False
+    num_spikes: int = 0
+    num_passed: int = 0
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
 
 
 def next_token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
@@ -82,6 +87,7 @@ def train(
     *,
     loss: Loss = next_token_loss,
     groups: Sequence[ParameterGroup] | None = None,
+    engine: Engine | None = None,
     checkpoints: Path | None = None,
     on_log: Callable[..., None] | None = None,
     on_step: Callable[[int], Any] | None = None,
@@ -98,10 +104,12 @@ def train(
         batch_at: from a step to its batch: tensors whose first dimension is `config.batch_size`.
         config: the configuration.
         loss: from the model and rows of a batch to the summed loss and the number of targets that it is summed over.
-        groups: AdamW's parameter groups with their own `lr` and `weight_decay`; `parameter_groups` where absent.
+        groups: AdamW's parameter groups with their own `lr` and `weight_decay` (and `eps`, and `gradient_scale` for the
+            norm that clips); `parameter_groups` where absent.
+        engine: of a model that is sharded over processes; by default each process holds it whole.
         checkpoints: the folder to save to and resume from; nothing is saved without.
-        on_log: called with step, loss (nats), gradient_norm, lr, tokens_per_second (wall clock), and with step and
-            the evaluation's values.
+        on_log: called with step, loss (nats), gradient_norm, lr, tokens_per_second (wall clock), with step and the
+            evaluation's values, and with step, spike, value, limit and action.
         on_step: called after each step with 1, and on resume with the steps that were done before: a progress bar.
         evaluate: returns named values; the first is minimised by early stopping. Called every `config.eval_every` steps
             and after the last, with the model in evaluation mode.
@@ -111,28 +119,38 @@ def train(
         The state at the end; the model is in evaluation mode.
 
     Raises:
-        PolyloomError: the loss or a gradient is not finite.
+        PolyloomError: the loss or a gradient is not finite, or a spike stops the run.
         Stopped: the run was asked to stop.
     """
     device = next(model.parameters()).device
-    optimizer = _optimizer(groups or parameter_groups(model, config), config, device)
-    with join_world(device) as world, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        saved = load_checkpoint(checkpoints, model, optimizer) if checkpoints else None
+    optimizer = _optimizer(groups or parameter_groups(model, config), config, device, fused=engine is None)
+    with (
+        join_world(device) as world,
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        saving_memory(model, config) if engine is None else nullcontext(),
+    ):
+        engine = engine or Replicated(model, loss, config, world)
+        engine.start(optimizer)
+        saved = engine.load(checkpoints) if checkpoints else None
         state = TrainState(**saved) if saved else TrainState()
-        world.share([parameter.detach() for parameter in model.parameters()])
         log = on_log if world.is_main and on_log else _ignore
         if on_step and state.step:
             on_step(state.step)
 
         def save() -> None:
-            if checkpoints and world.is_main:
-                save_checkpoint(checkpoints, state.step, model, optimizer, asdict(state), config.keep_checkpoints)
-            world.wait()
+            if checkpoints:
+                engine.save(checkpoints, state.step, asdict(state), config.keep_checkpoints)
 
         clock = (time.perf_counter(), state.num_tokens)
         while state.step < config.steps and not state.stopped_early:
             model.train()
-            norm = _step(model, loss, optimizer, batch_at(state.step), config, state, world)
+            norm, spike = _step(engine, optimizer, batch_at(state.step + state.num_passed), config, state)
+            if spike:
+                log(step=state.step, spike=spike.what, value=spike.value, limit=spike.limit, action=config.on_spike)
+                if config.on_spike == "rewind":
+                    state = _rewind(engine, checkpoints, state, spike)
+                    save()
+                    continue
             if on_step:
                 on_step(1)
             done = state.step == config.steps
@@ -154,56 +172,73 @@ def train(
     return state
 
 
-def _optimizer(groups: Sequence[ParameterGroup], config: TrainConfig, device: torch.device) -> AdamW:
+def _optimizer(groups: Sequence[ParameterGroup], config: TrainConfig, device: torch.device, *, fused: bool) -> AdamW:
     """Return AdamW over the groups; each keeps its own peak learning rate, which the schedule scales."""
-    fused = device.type in ("cpu", "cuda")
-    optimizer = AdamW(list(groups), betas=(config.beta1, config.beta2), eps=config.eps, fused=fused)
+    # Neither the fused nor the multi-tensor kernel takes a mixture of sharded and plain parameters.
+    kernel = {"fused": device.type in ("cpu", "cuda")} if fused else {"foreach": False}
+    optimizer = AdamW(list(groups), betas=(config.beta1, config.beta2), eps=config.eps, **kernel)  # type: ignore[arg-type]
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer
 
 
 def _step(
-    model: nn.Module, loss: Loss, optimizer: AdamW, batch: Batch, config: TrainConfig, state: TrainState, world: World
-) -> float:
-    """Do one optimiser step and return the gradient norm before clipping."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    device = parameters[0].device
-    torch.manual_seed(derive_seed(config.seed, "step", state.step, world.rank))
-    total = torch.zeros(2, dtype=torch.float64)
-    for part in _micro_batches(batch, config, world):
-        on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in part.items()}
-        with autocast(device, config.precision):
-            summed, num_targets = loss(model, on_device)
-        summed.backward()  # type: ignore[no-untyped-call]
-        total += torch.tensor([summed.item(), num_targets], dtype=torch.float64)
-    if world.size > 1:
-        total = world.sum(total.to(device)).cpu()
-    summed_loss, num_tokens = total.tolist()
-    world.sum_gradients(parameters)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    torch._foreach_mul_(gradients, 1 / max(1.0, num_tokens))
-    norm = torch.nn.utils.get_total_norm(gradients)
-    _check_finite(summed_loss, norm, state.step, optimizer)
-    if config.clip_norm:
-        torch.nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norm)
-    factor = lr_factor(state.step, config)
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
-    optimizer.step()
+    engine: Engine, optimizer: AdamW, batch: Batch, config: TrainConfig, state: TrainState
+) -> tuple[float, Spike | None]:
+    """Do one optimiser step; return the gradient norm before clipping, and the spike where there was one.
+
+    A spike that is skipped leaves the weights as they are, one that rewinds or stops leaves all as it is.
+    """
+    summed_loss, num_tokens = engine.accumulate(batch, state.step)
+    norm = engine.scale_gradients(1 / max(1.0, num_tokens))
+    mean_loss, norm_value = summed_loss / max(1.0, num_tokens), float(norm)
+    spike = None
+    if config.on_spike != "off":
+        watch = Watch(state.losses, state.norms)
+        spike = watch.look(mean_loss, norm_value)
+        if spike and config.on_spike == "note" and math.isfinite(spike.value):
+            watch.take(mean_loss, norm_value)
+    leaves = spike is not None and config.on_spike in ("skip", "rewind")
+    if not leaves:
+        _check_finite(summed_loss, norm, state.step, optimizer)
+        if spike and config.on_spike == "stop":
+            raise _spike_error(state.step, spike)
+        if config.clip_norm:
+            engine.clip(norm, config.clip_norm)
+        factor = lr_factor(state.step, config)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        optimizer.step()
     optimizer.zero_grad()
+    if spike:
+        state.num_spikes += 1
+        if leaves and state.num_spikes > MAX_INTERVENTIONS:
+            raise _spike_error(state.step, spike)
+        if config.on_spike == "rewind":
+            return norm_value, spike
     state.step += 1
     state.num_tokens += int(num_tokens)
-    state.loss = summed_loss / max(1.0, num_tokens)
-    return float(norm)
+    if not leaves:
+        state.loss = mean_loss
+    return norm_value, spike
 
 
-def _micro_batches(batch: Batch, config: TrainConfig, world: World) -> list[Batch]:
-    """Cut this process's rows out of the batch, and those into micro-batches."""
-    rows = range(config.batch_size * world.rank // world.size, config.batch_size * (world.rank + 1) // world.size)
-    size = config.micro_batch_size or len(rows)
-    starts = range(rows.start, rows.stop, size) if rows else []
-    return [{name: tensor[i : min(i + size, rows.stop)] for name, tensor in batch.items()} for i in starts]
+def _rewind(engine: Engine, checkpoints: Path | None, state: TrainState, spike: Spike) -> TrainState:
+    """Go back to the newest checkpoint; the data up to and with the spike's batch is passed over from there on."""
+    saved = engine.load(checkpoints) if checkpoints else None
+    if saved is None:
+        raise _spike_error(state.step, spike, "There is no checkpoint yet to go back to; lower --checkpoint-every. ")
+    back = TrainState(**saved)
+    back.num_passed = state.num_passed + state.step + 1 - back.step
+    back.num_spikes = state.num_spikes
+    return back
+
+
+def _spike_error(step: int, spike: Spike, why: str = "") -> PolyloomError:
+    return PolyloomError(
+        f"the {spike.what} rose to {spike.value:.4g} at step {step} (limit {spike.limit:.4g}).",
+        hint=f"{why}Lower the learning rate or lengthen the warm-up; the last checkpoint is intact.",
+    )
 
 
 def _check_finite(loss: float, norm: Tensor, step: int, optimizer: AdamW) -> None:

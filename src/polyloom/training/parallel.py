@@ -56,6 +56,11 @@ class World:
             dist.barrier()
 
 
+def rows_of(rank: int, size: int, batch_size: int) -> range:
+    """Return the rows of a batch that process `rank` of `size` takes."""
+    return range(batch_size * rank // size, batch_size * (rank + 1) // size)
+
+
 @contextmanager
 def join_world(device: torch.device) -> Iterator[World]:
     """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs); alone, yield a world of one.

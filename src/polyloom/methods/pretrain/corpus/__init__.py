@@ -1,0 +1,1 @@
+"""The data engine: from folders of documents to clean, deduplicated, described shards."""

@@ -1,0 +1,178 @@
+"""Checkpoints of a sharded model: torch's distributed checkpoints in safetensors, which any layout can load.
+
+A folder `step-00000100` holds one or more safetensors files a process (`model.NAME`, `exp_avg.NAME`,
+`exp_avg_sq.NAME` under the model's own names, each with its place in the whole tensor), `state.json`, and
+`manifest.json` (the sha256 of every file). Nothing in it is pickled.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.optim import Optimizer
+
+from polyloom.core.errors import UserError
+from polyloom.core.files import read_json, sha256_file, write_json
+from polyloom.models.load import replace_folder
+from polyloom.training.parallel import World
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def save_sharded(
+    folder: Path,
+    step: int,
+    parameters: Mapping[str, Tensor],
+    optimizer: Optimizer,
+    state: Mapping[str, Any],
+    world: World,
+    keep: int,
+) -> None:
+    """Save a checkpoint; every process writes what it holds, and the first makes it whole.
+
+    Args:
+        folder: the run's folder of checkpoints, the same for all processes.
+        step: optimiser steps done.
+        parameters: this process's parameters by the whole model's names.
+        optimizer: AdamW over them.
+        state: what else to restore; JSON.
+        world: the processes.
+        keep: checkpoints that stay.
+
+    Raises:
+        UserError: it cannot be written; the one before stays.
+    """
+    target, temporary = folder / f"step-{step:08d}", folder / f".saving-{step:08d}"
+    if world.is_main:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    world.wait()
+    tensors = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
+    steps = 0
+    for name, parameter in parameters.items():
+        moments = optimizer.state.get(parameter, {})
+        tensors |= {f"{part}.{name}": moments[part] for part in MOMENTS if part in moments}
+        steps = int(moments.get("step", steps))
+    try:
+        with _quiet():
+            dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True))
+    except (OSError, dcp.api.CheckpointException) as error:
+        reason = " ".join(str(error).split())[-200:]
+        raise UserError(
+            f"cannot be written ({reason}).", where=str(target), hint="Free some space, then resume."
+        ) from error
+    if world.is_main:
+        write_json(temporary / "state.json", {"optimizer_steps": steps, "step": step, **state})
+        parts = sorted(path.name for path in temporary.iterdir() if path.is_file())
+        write_json(temporary / "manifest.json", {name: sha256_file(temporary / name) for name in parts})
+        replace_folder(temporary, target)
+        for old in sorted(folder.glob("step-*"), reverse=True)[keep:]:
+            shutil.rmtree(old, ignore_errors=True)
+    world.wait()
+
+
+def load_sharded(
+    folder: Path, parameters: Mapping[str, Tensor], optimizer: Optimizer, world: World
+) -> dict[str, Any] | None:
+    """Restore the newest whole checkpoint into this process's part of the model and the optimiser.
+
+    Returns:
+        The state that was saved with it; None where there is no checkpoint.
+
+    Raises:
+        UserError: it is of another model, or there are checkpoints but none is whole.
+    """
+    path = newest_whole(folder, world)
+    if path is None:
+        return None
+    state: dict[str, Any] = read_json(path / "state.json")
+    steps = state.pop("optimizer_steps")
+    tensors = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
+    if steps:
+        for name, parameter in parameters.items():
+            optimizer.state[parameter] = {part: torch.zeros_like(parameter) for part in MOMENTS}
+            optimizer.state[parameter]["step"] = torch.tensor(float(steps))
+            tensors |= {f"{part}.{name}": optimizer.state[parameter][part] for part in MOMENTS}
+    reader = HuggingFaceStorageReader(str(path))
+    saved = reader.read_metadata().state_dict_metadata
+    for name, tensor in tensors.items():
+        if name not in saved or saved[name].size != tensor.shape:
+            found = list(saved[name].size) if name in saved else "nothing"
+            what = f"holds {found} for {name}, the model {list(tensor.shape)}."
+            raise UserError(what, where=str(path), hint="Resume with the configuration it was made with.")
+    with _quiet():
+        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
+    return state
+
+
+def read_whole(folder: Path) -> dict[str, Tensor]:
+    """Read the newest whole checkpoint's parameters into one process.
+
+    Args:
+        folder: the run's folder of checkpoints.
+
+    Returns:
+        Every parameter of the model, float32, on the CPU.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = newest_whole(folder, World())
+    if path is None:
+        raise UserError("holds no checkpoint.", where=str(folder))
+    saved = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    tensors = {
+        name: torch.empty(metadata.size, dtype=metadata.properties.dtype)
+        for name, metadata in saved.items()
+        if name.startswith("model.")
+    }
+    with _quiet():
+        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+
+
+def newest_whole(folder: Path, world: World) -> Path | None:
+    """Return the newest checkpoint whose files are all there and unaltered; the first process decides for all.
+
+    Raises:
+        UserError: there are checkpoints, and none is whole.
+    """
+    saved = sorted(folder.glob("step-*"), reverse=True)
+    chosen = torch.full((), -1.0)
+    if world.is_main:
+        chosen.fill_(next((index for index, path in enumerate(saved) if is_whole(path)), len(saved)))
+    else:
+        chosen.zero_()
+    device = "cuda" if world.size > 1 and torch.distributed.get_backend() == "nccl" else "cpu"
+    index = int(world.sum(chosen.to(device)))
+    if not saved:
+        return None
+    if index == len(saved):
+        raise UserError("every checkpoint is torn.", where=str(folder), hint="Remove the folder and start again.")
+    return saved[index]
+
+
+def is_whole(path: Path) -> bool:
+    """Say whether every file of a checkpoint is there and has the sha256 of its manifest."""
+    try:
+        manifest: dict[str, str] = read_json(path / "manifest.json")
+        return "state.json" in manifest and all(sha256_file(path / name) == digest for name, digest in manifest.items())
+    except (UserError, OSError, AttributeError):
+        return False
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's notes on planning and on one process off the terminal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
