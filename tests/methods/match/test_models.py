@@ -122,15 +122,13 @@ def test_a_symmetric_matcher_cannot_see_the_order(base: str) -> None:
     assert np.abs(trained.outputs(pairs) - trained.outputs(swapped)).max() < 1e-6
 
 
-@pytest.mark.parametrize(
-    ("base", "block"), [*((base, "fa") for base in TRAINED_BASES), ("bag", "none"), ("bag", "sfa"), ("bag", "mlp")]
-)
+@pytest.mark.parametrize("block", ["none", "fa", "sfa"])
+@pytest.mark.parametrize("base", TRAINED_BASES)
 def test_every_base_and_block_learns_32_pairs(base: str, block: str) -> None:
     pairs = world_pairs(32, "train", hardness=0)
     recipe = Recipe(base=base, block=block, width=24, hidden=16, floor=16, epochs=40, batch_size=8, dropout=0.0)
     trained = fit(pairs, pairs, replace(recipe, learning_rate=5e-3, patience=40, max_length=16), 0)
-    # ESIM-lite stays at 31 of 32, at 25 epochs and at 40; why is not known.
-    assert main_score(trained, pairs) >= (31 / 32 if base == "esim" else 1.0)
+    assert main_score(trained, pairs) == 1.0
 
 
 def test_shuffled_labels_teach_nothing() -> None:

@@ -32,6 +32,7 @@ Floats = NDArray[np.float64]
 POSITIVE = ("1", "same", "entailment", "entails", "duplicate", "true", "yes")
 COSENT_SCALE, CONTRASTIVE_SCALE = 20.0, 20.0
 FORMAT_VERSION = 1
+LEAST_RATE = 1 / 8  # of the first learning rate
 
 
 @dataclass(frozen=True)
@@ -305,7 +306,9 @@ def fit(
     if not parameters:
         raise UserError("nothing is left to train.", where="--freeze", hint="Add a block, or a loss with a head.")
     optimiser = torch.optim.Adam(parameters, lr=recipe.learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, "max", factor=0.5, patience=0)
+    # Without a floor, some unlucky early epochs halve the rate until nothing moves (ESIM on 32 pairs stopped so).
+    least = recipe.learning_rate * LEAST_RATE
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, "max", factor=0.5, patience=0, min_lr=least)
     best, kept, waited = -np.inf, copy.deepcopy(model.state_dict()), 0
     rng = numpy_generator(seed, "order")
     for number, module in enumerate(model.modules()):
@@ -336,7 +339,7 @@ def fit(
             waited = 0 if score > best else waited + 1
             if score > best:
                 best, kept = score, copy.deepcopy(model.state_dict())
-            if waited >= recipe.patience:
+            if waited >= recipe.patience or score >= 1:
                 break
     model.load_state_dict(kept)
     model.eval()
