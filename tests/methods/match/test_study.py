@@ -27,7 +27,7 @@ from polyloom.methods.match.config import (
     TrainConfig,
 )
 from polyloom.methods.match.data import world_pairs
-from polyloom.methods.match.export import export_numpy, export_onnx, run_export
+from polyloom.methods.match.export import export_numpy, export_onnx, onnx_error, run_export
 from polyloom.methods.match.retrieval import run_dedupe, run_index, run_search
 from polyloom.methods.match.scorer import Scorer
 from polyloom.methods.match.study import run_evaluate, run_explain, run_train
@@ -219,22 +219,33 @@ def test_exports_that_cannot_be_are_refused(run: Run, tmp_path: Path) -> None:
         run_export(ExportConfig(model=str(tmp_path / "m")), run)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("block", ["none", "fa"])
-@pytest.mark.filterwarnings("ignore")
-def test_onnx_says_what_torch_says(block: str, run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("base", "block"),
+    [("bag", "fa"), ("lstm", "none"), ("cnn", "none"), ("gru", "sfa"), ("esim", "none"), ("esim", "sfa"), ("re2", "fa")],
+)
+def test_onnx_says_what_torch_says_of_any_number_of_pairs(base: str, block: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    save(build(world_pairs(64, "train"), replace(SMALL, base="bag", block=block), 0), tmp_path / "m")
+    pytest.importorskip("onnx")
+    trained = build(world_pairs(64, "train"), replace(SMALL, base=base, block=block), 0)
+    trained.model.eval()
+    path = export_onnx(trained, tmp_path)
+    for number in (1, 5, 16):
+        assert onnx_error(trained, path, world_pairs(number, "test").items) < 1e-5
+
+
+def test_onnx_is_measured_by_the_verb(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    save(build(world_pairs(64, "train"), replace(SMALL, base="esim"), 0), tmp_path / "m")
     result = run_export(ExportConfig(model=str(tmp_path / "m"), onnx=True, rounds=10), run)
     assert float(result.scalars["onnx_error"].value or 0) < 1e-5
 
 
-@pytest.mark.parametrize("base", ["gru", "esim"])
-def test_onnx_refuses_bases_that_it_cannot_write(base: str, tmp_path: Path) -> None:
-    matcher = build(world_pairs(64, "train"), replace(SMALL, base=base), 0)
-    with pytest.raises(UserError, match="no ONNX form"):
-        export_onnx(matcher, tmp_path)
+def test_a_frozen_encoder_has_no_onnx_form(encoder: Path, tmp_path: Path) -> None:
+    trained = build(world_pairs(64, "train"), replace(SMALL, base="bag"), 0)
+    trained.model.shape = replace(trained.model.shape, base="encoder", encoder=str(encoder))
+    with pytest.raises(UserError, match="not written into the matcher's ONNX file"):
+        export_onnx(trained, tmp_path)
 
 
 def test_an_explanation_adds_up(matcher: Path, run: Run, tmp_path: Path) -> None:

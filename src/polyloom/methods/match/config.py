@@ -63,7 +63,7 @@ class TrainConfig(DataConfig):
     symmetric: bool = Field(False, description="Make the order of the two texts irrelevant.")
     epochs: int = Field(8, ge=1, description="Epochs at most.")
     batch_size: int = Field(64, ge=2, description="Pairs in a batch.")
-    learning_rate: float = Field(3e-3, gt=0, description="Adam's.")
+    learning_rate: float | None = Field(None, gt=0, description="Adam's. [default: by base]")
     dropout: float = Field(0.3, ge=0, lt=1, description="Of word vectors and head.")
 
 
