@@ -44,7 +44,7 @@ from polyloom.methods.match.training import (
     save,
     stack,
 )
-from polyloom.methods.match.vectors import from_file, read_vectors, sif_weights
+from polyloom.methods.match.vectors import from_file, from_texts, read_vectors, sif_weights
 
 SMALL = Recipe(width=16, hidden=8, floor=8, max_length=24, epochs=2)
 TRAINED_BASES = [base for base in BASES if base != "encoder"]
@@ -346,3 +346,20 @@ def test_a_planted_zero_is_not_called_a_win() -> None:
 def test_pairs_hold_their_classes_in_order() -> None:
     assert Pairs([Pair("a", "b", "z"), Pair("a", "b", "c")], "classes").classes() == ["c", "z"]
     assert num_parameters(nn.Linear(2, 3)) == 9
+
+
+def test_vectors_from_texts_put_words_of_the_same_texts_together() -> None:
+    texts = [f"{a} {b}" for pair in (("cat", "purrs"), ("dog", "barks")) for a, b in (pair, pair[::-1])] * 2
+    texts += ["cat sleeps", "purrs sleeps", "dog runs", "barks runs"]
+    initial = from_texts(texts, 4)
+    assert initial.rows is not None
+    assert initial.vocabulary is not None
+    rows = {word: initial.rows[initial.vocabulary.encode(word, 1)[0]] for word in ("sleeps", "runs", "cat", "dog")}
+
+    def cosine(a: str, b: str) -> float:
+        return float(rows[a] @ rows[b] / np.linalg.norm(rows[a]) / np.linalg.norm(rows[b]))
+
+    assert cosine("sleeps", "cat") > cosine("sleeps", "dog")
+    again = from_texts(texts, 4).rows
+    assert again is not None
+    assert np.array_equal(initial.rows, again)

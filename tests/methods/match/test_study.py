@@ -26,7 +26,7 @@ from polyloom.methods.match.config import (
     SearchConfig,
     TrainConfig,
 )
-from polyloom.methods.match.data import world_pairs
+from polyloom.methods.match.data import Pair, world_pairs
 from polyloom.methods.match.export import export_numpy, export_onnx, onnx_error, run_export
 from polyloom.methods.match.retrieval import run_dedupe, run_index, run_search
 from polyloom.methods.match.scorer import Scorer
@@ -117,8 +117,15 @@ def test_first_vectors_from_a_file_a_matrix_and_a_distilled_table(encoder: Path,
     path = tmp_path / "v.txt"
     path.write_text("cat 1 2 3 4\nsat 4 3 2 1\n")
     data = str(write_scores(tmp_path / "sts.csv"))
-    for source, kind, width in ((path, "matrix", 4), (encoder, "matrix", 16), (encoder, "static", 16)):
-        config = TrainConfig(data=data, vectors=str(source), vectors_kind=kind, epochs=1, hidden=8, max_length=8)  # type: ignore[arg-type]
+    for source, kind, width in (
+        (path, "matrix", 4),
+        (encoder, "matrix", 16),
+        (encoder, "static", 16),
+        ("texts", "matrix", 12),
+    ):
+        config = TrainConfig(
+            data=data, vectors=str(source), vectors_kind=kind, epochs=1, hidden=8, width=12, max_length=8
+        )  # type: ignore[arg-type]
         result = run_train(config, run)
         assert load(run.artifact("matcher")).model.shape.width == width
         assert any("vector" in line for line in result.limitations)
@@ -152,6 +159,11 @@ def test_index_search_add_and_refusal(matcher: Path, run: Run, tmp_path: Path) -
     assert found.tables["answers"].rows[0][2:4] == ["new3", texts[43]]
     assert found.scalars["mrr"].value == 1
     assert found.scalars["map"].value == 1
+    reader = build(world_pairs(64, "train"), replace(SMALL, base="esim"), 3)
+    save(reader, tmp_path / "reader")
+    again = run_search(config.model_copy(update={"rerank": str(tmp_path / "reader"), "candidates": 60, "k": 5}), run)
+    wanted = reader.predict([Pair(texts[43], text, "") for text in texts[:60]])[:, 1]
+    assert [row[4] for row in again.tables["answers"].rows] == pytest.approx(sorted(wanted)[::-1][:5], abs=1e-5)
     save(build(world_pairs(64, "train"), SMALL, 9), tmp_path / "other")
     with pytest.raises(UserError, match="built by another matcher"):
         run_search(SearchConfig(index=place, model=str(tmp_path / "other"), query=["x"]), run)
@@ -221,7 +233,15 @@ def test_exports_that_cannot_be_are_refused(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("base", "block"),
-    [("bag", "fa"), ("lstm", "none"), ("cnn", "none"), ("gru", "sfa"), ("esim", "none"), ("esim", "sfa"), ("re2", "fa")],
+    [
+        ("bag", "fa"),
+        ("lstm", "none"),
+        ("cnn", "none"),
+        ("gru", "sfa"),
+        ("esim", "none"),
+        ("esim", "sfa"),
+        ("re2", "fa"),
+    ],
 )
 def test_onnx_says_what_torch_says_of_any_number_of_pairs(base: str, block: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")

@@ -135,6 +135,14 @@ def is_positive(label: str) -> bool:
     return label.lower() in POSITIVE
 
 
+def match_scores(trained: Trained, predicted: Floats) -> Floats | None:
+    """Return from `predict` a number per pair that grows with matching; None where no class means it."""
+    if trained.loss != "softmax":
+        return predicted
+    match = next((i for i, name in enumerate(trained.classes) if is_positive(name)), None)
+    return None if match is None else predicted[:, match]
+
+
 def default_loss(task: Task, base: str) -> Loss:
     """Return the loss that fits a task: softmax over classes, CoSENT of vectors, regression where there are none."""
     if task == "classes":
