@@ -12,11 +12,12 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "run"]
 
 
-def run(target: str, *, runs: str | Path | None = None, run_name: str | None = None, **config: Any) -> Result:
+def run(verb: str, /, *, runs: str | Path | None = None, run_name: str | None = None, **config: Any) -> Result:
     """Run a verb of a room from Python: the same function, run folder and result as on the command line.
 
     Args:
-        target: room and verb, for example `"silu.facts"`, or `"tour.run"`.
+        verb: room and verb, for example `"silu.facts"`, or `"tour.run"`; by position, since a configuration may have
+            fields of any name.
         runs: the runs folder; by default `POLYLOOM_RUNS`, else `runs` in the working directory.
         run_name: the run's name; by default made of room, verb and time.
         config: the fields of the verb's configuration.
@@ -29,4 +30,4 @@ def run(target: str, *, runs: str | Path | None = None, run_name: str | None = N
     """
     from polyloom.runs.execute import run_verb
 
-    return run_verb(target, config, runs=Path(runs) if runs else None, name=run_name)
+    return run_verb(verb, config, runs=Path(runs) if runs else None, name=run_name)

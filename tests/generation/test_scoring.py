@@ -47,6 +47,11 @@ def test_bad_pairs_are_refused(family, prompt, continuation):
         score_continuations(family("llama"), [[1], prompt], [[1], continuation])
 
 
-def test_encoder_decoder_models_are_refused(family):
-    with pytest.raises(UserError, match="causal"):
-        score_continuations(family("t5"), [[1]], [[1]])
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_encoder_decoder_models_score_answers_as_they_decode_them(family, name):
+    model = family(name)
+    prompts = [[1, 2, 3], list(range(3, 40)), [9]]
+    drawn = decode(model, prompts, [Decoding(3 + i, temperature=1.0, seed=i, logprobs=True) for i in range(3)])
+    scores = score_continuations(model, prompts, [list(one.tokens) for one in drawn])
+    for ours, one in zip(scores, drawn, strict=True):
+        assert ours == pytest.approx(one.logprobs, abs=2e-4)

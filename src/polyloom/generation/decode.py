@@ -234,7 +234,7 @@ def _prepare(model: PreTrainedModel, prompts: list[list[int]], prefixes: list[li
         tokens, encoder_mask = _pad(prompts, device, left=False)
         states = model.get_encoder()(input_ids=tokens, attention_mask=encoder_mask, return_dict=True)
         encoder = {"states": states[0], "mask": encoder_mask}
-        start = _decoder_start(model)
+        start = decoder_start(model)
         prompts = [[start, *prefix] for prefix in prefixes]
     inputs, mask = _pad(prompts, device, left=True)
     budget = max(row.settings.max_new_tokens for row in rows)
@@ -255,7 +255,12 @@ def _prepare(model: PreTrainedModel, prompts: list[list[int]], prefixes: list[li
     )
 
 
-def _decoder_start(model: PreTrainedModel) -> int:
+def decoder_start(model: PreTrainedModel) -> int:
+    """Return the token that an encoder-decoder model's answers begin behind.
+
+    Raises:
+        UserError: its configuration names none.
+    """
     for name in ("decoder_start_token_id", "bos_token_id"):
         value = _special_token(model, name)
         if isinstance(value, int):

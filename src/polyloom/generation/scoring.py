@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from polyloom.core.errors import UserError
-from polyloom.generation.decode import max_positions
+from polyloom.generation.decode import decoder_start, max_positions
 
 
 def score_continuations(
@@ -22,7 +22,7 @@ def score_continuations(
     """Return log P(c_t | prompt, c_<t) of every token of each continuation.
 
     Args:
-        model: a causal language model.
+        model: a causal language model, or an encoder-decoder model (prompts then feed the encoder).
         prompts: token ids.
         continuations: token ids, one sequence for each prompt.
         batch_size: rows computed at a time; those of similar length go together.
@@ -33,13 +33,13 @@ def score_continuations(
     Raises:
         UserError: an empty prompt or continuation, or a pair longer than the model's positions.
     """
-    if model.config.is_encoder_decoder:
-        raise UserError("only causal models can score continuations.", where=str(model.config.model_type))
+    encoder_decoder = bool(model.config.is_encoder_decoder)
     limit = max_positions(model)
     for number, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
         if not prompt or not continuation:
             raise UserError("the prompt or the continuation is empty.", where=f"pair {number}")
-        if limit and len(prompt) + len(continuation) > limit:
+        length = max(len(prompt), len(continuation)) if encoder_decoder else len(prompt) + len(continuation)
+        if limit and length > limit:
             raise UserError(f"is longer than the model's {limit} positions.", where=f"pair {number}")
     pairs = [(list(a), list(b)) for a, b in zip(prompts, continuations, strict=True)]
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
@@ -49,7 +49,8 @@ def score_continuations(
     try:
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
-            for i, values in zip(chunk, _score(model, [pairs[i] for i in chunk]), strict=True):
+            score = _score_answers if encoder_decoder else _score
+            for i, values in zip(chunk, score(model, [pairs[i] for i in chunk]), strict=True):
                 scores[i] = values
     finally:
         model.train(training)
@@ -59,10 +60,7 @@ def score_continuations(
 @torch.inference_mode()
 def _score(model: PreTrainedModel, pairs: list[tuple[list[int], list[int]]]) -> list[list[float]]:
     # The last token predicts nothing that is asked for. Padding stands behind, where a causal model cannot see it.
-    rows = [(prompt + continuation)[:-1] for prompt, continuation in pairs]
-    width = max(len(row) for row in rows)
-    tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+    tokens, mask = _padded([(prompt + continuation)[:-1] for prompt, continuation in pairs], model.device)
     logits: Tensor = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
     scores = []
     for row, (prompt, continuation) in enumerate(pairs):
@@ -72,3 +70,26 @@ def _score(model: PreTrainedModel, pairs: list[tuple[list[int], list[int]]]) -> 
         values: list[float] = logprobs.gather(-1, chosen).squeeze(-1).tolist()
         scores.append(values)
     return scores
+
+
+@torch.inference_mode()
+def _score_answers(model: PreTrainedModel, pairs: list[tuple[list[int], list[int]]]) -> list[list[float]]:
+    """Score by an encoder-decoder model: prompts through the encoder, answers behind the decoder's start token."""
+    start = decoder_start(model)
+    tokens, mask = _padded([prompt for prompt, _ in pairs], model.device)
+    answers, _ = _padded([[start, *continuation[:-1]] for _, continuation in pairs], model.device)
+    logits: Tensor = model(input_ids=tokens, attention_mask=mask, decoder_input_ids=answers, use_cache=False).logits
+    scores = []
+    for row, (_, continuation) in enumerate(pairs):
+        logprobs = logits[row, : len(continuation)].float().log_softmax(dim=-1)
+        chosen = torch.tensor(continuation, device=model.device)[:, None]
+        values: list[float] = logprobs.gather(-1, chosen).squeeze(-1).tolist()
+        scores.append(values)
+    return scores
+
+
+def _padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return rows padded behind with 0, and what of them is real."""
+    width = max(map(len, rows))
+    tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+    return tokens, torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)

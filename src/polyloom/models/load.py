@@ -83,6 +83,16 @@ def load_model(
     return result
 
 
+def model_kind(source: str | Path, *, trust_remote_code: bool = False) -> Literal["causal", "seq2seq"]:
+    """Return whether a text model is a decoder or an encoder-decoder; one that cannot be read counts as a decoder."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError):
+        # The loader says in one line what is wrong.
+        return "causal"
+    return "seq2seq" if getattr(config, "is_encoder_decoder", False) else "causal"
+
+
 def load_tokenizer(
     source: str | Path, model: PreTrainedModel | None = None, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:

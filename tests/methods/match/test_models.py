@@ -44,7 +44,7 @@ from polyloom.methods.match.training import (
     save,
     stack,
 )
-from polyloom.methods.match.vectors import from_file, read_vectors, sif_weights
+from polyloom.methods.match.vectors import from_file, from_texts, read_vectors, sif_weights
 
 SMALL = Recipe(width=16, hidden=8, floor=8, max_length=24, epochs=2)
 TRAINED_BASES = [base for base in BASES if base != "encoder"]
@@ -122,15 +122,13 @@ def test_a_symmetric_matcher_cannot_see_the_order(base: str) -> None:
     assert np.abs(trained.outputs(pairs) - trained.outputs(swapped)).max() < 1e-6
 
 
-@pytest.mark.parametrize(
-    ("base", "block"), [*((base, "fa") for base in TRAINED_BASES), ("bag", "none"), ("bag", "sfa"), ("bag", "mlp")]
-)
+@pytest.mark.parametrize("block", ["none", "fa", "sfa"])
+@pytest.mark.parametrize("base", TRAINED_BASES)
 def test_every_base_and_block_learns_32_pairs(base: str, block: str) -> None:
     pairs = world_pairs(32, "train", hardness=0)
     recipe = Recipe(base=base, block=block, width=24, hidden=16, floor=16, epochs=40, batch_size=8, dropout=0.0)
     trained = fit(pairs, pairs, replace(recipe, learning_rate=5e-3, patience=40, max_length=16), 0)
-    # ESIM-lite stays at 31 of 32, at 25 epochs and at 40; why is not known.
-    assert main_score(trained, pairs) >= (31 / 32 if base == "esim" else 1.0)
+    assert main_score(trained, pairs) == 1.0
 
 
 def test_shuffled_labels_teach_nothing() -> None:
@@ -348,3 +346,20 @@ def test_a_planted_zero_is_not_called_a_win() -> None:
 def test_pairs_hold_their_classes_in_order() -> None:
     assert Pairs([Pair("a", "b", "z"), Pair("a", "b", "c")], "classes").classes() == ["c", "z"]
     assert num_parameters(nn.Linear(2, 3)) == 9
+
+
+def test_vectors_from_texts_put_words_of_the_same_texts_together() -> None:
+    texts = [f"{a} {b}" for pair in (("cat", "purrs"), ("dog", "barks")) for a, b in (pair, pair[::-1])] * 2
+    texts += ["cat sleeps", "purrs sleeps", "dog runs", "barks runs"]
+    initial = from_texts(texts, 4)
+    assert initial.rows is not None
+    assert initial.vocabulary is not None
+    rows = {word: initial.rows[initial.vocabulary.encode(word, 1)[0]] for word in ("sleeps", "runs", "cat", "dog")}
+
+    def cosine(a: str, b: str) -> float:
+        return float(rows[a] @ rows[b] / np.linalg.norm(rows[a]) / np.linalg.norm(rows[b]))
+
+    assert cosine("sleeps", "cat") > cosine("sleeps", "dog")
+    again = from_texts(texts, 4).rows
+    assert again is not None
+    assert np.array_equal(initial.rows, again)

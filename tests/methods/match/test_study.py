@@ -26,8 +26,8 @@ from polyloom.methods.match.config import (
     SearchConfig,
     TrainConfig,
 )
-from polyloom.methods.match.data import world_pairs
-from polyloom.methods.match.export import export_numpy, export_onnx, run_export
+from polyloom.methods.match.data import Pair, world_pairs
+from polyloom.methods.match.export import export_numpy, export_onnx, onnx_error, run_export
 from polyloom.methods.match.retrieval import run_dedupe, run_index, run_search
 from polyloom.methods.match.scorer import Scorer
 from polyloom.methods.match.study import run_evaluate, run_explain, run_train
@@ -117,8 +117,15 @@ def test_first_vectors_from_a_file_a_matrix_and_a_distilled_table(encoder: Path,
     path = tmp_path / "v.txt"
     path.write_text("cat 1 2 3 4\nsat 4 3 2 1\n")
     data = str(write_scores(tmp_path / "sts.csv"))
-    for source, kind, width in ((path, "matrix", 4), (encoder, "matrix", 16), (encoder, "static", 16)):
-        config = TrainConfig(data=data, vectors=str(source), vectors_kind=kind, epochs=1, hidden=8, max_length=8)  # type: ignore[arg-type]
+    for source, kind, width in (
+        (path, "matrix", 4),
+        (encoder, "matrix", 16),
+        (encoder, "static", 16),
+        ("texts", "matrix", 12),
+    ):
+        config = TrainConfig(
+            data=data, vectors=str(source), vectors_kind=kind, epochs=1, hidden=8, width=12, max_length=8
+        )  # type: ignore[arg-type]
         result = run_train(config, run)
         assert load(run.artifact("matcher")).model.shape.width == width
         assert any("vector" in line for line in result.limitations)
@@ -152,6 +159,11 @@ def test_index_search_add_and_refusal(matcher: Path, run: Run, tmp_path: Path) -
     assert found.tables["answers"].rows[0][2:4] == ["new3", texts[43]]
     assert found.scalars["mrr"].value == 1
     assert found.scalars["map"].value == 1
+    reader = build(world_pairs(64, "train"), replace(SMALL, base="esim"), 3)
+    save(reader, tmp_path / "reader")
+    again = run_search(config.model_copy(update={"rerank": str(tmp_path / "reader"), "candidates": 60, "k": 5}), run)
+    wanted = reader.predict([Pair(texts[43], text, "") for text in texts[:60]])[:, 1]
+    assert [row[4] for row in again.tables["answers"].rows] == pytest.approx(sorted(wanted)[::-1][:5], abs=1e-5)
     save(build(world_pairs(64, "train"), SMALL, 9), tmp_path / "other")
     with pytest.raises(UserError, match="built by another matcher"):
         run_search(SearchConfig(index=place, model=str(tmp_path / "other"), query=["x"]), run)
@@ -219,22 +231,41 @@ def test_exports_that_cannot_be_are_refused(run: Run, tmp_path: Path) -> None:
         run_export(ExportConfig(model=str(tmp_path / "m")), run)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("block", ["none", "fa"])
-@pytest.mark.filterwarnings("ignore")
-def test_onnx_says_what_torch_says(block: str, run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("base", "block"),
+    [
+        ("bag", "fa"),
+        ("lstm", "none"),
+        ("cnn", "none"),
+        ("gru", "sfa"),
+        ("esim", "none"),
+        ("esim", "sfa"),
+        ("re2", "fa"),
+    ],
+)
+def test_onnx_says_what_torch_says_of_any_number_of_pairs(base: str, block: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    save(build(world_pairs(64, "train"), replace(SMALL, base="bag", block=block), 0), tmp_path / "m")
+    pytest.importorskip("onnx")
+    trained = build(world_pairs(64, "train"), replace(SMALL, base=base, block=block), 0)
+    trained.model.eval()
+    path = export_onnx(trained, tmp_path)
+    for number in (1, 5, 16):
+        assert onnx_error(trained, path, world_pairs(number, "test").items) < 1e-5
+
+
+def test_onnx_is_measured_by_the_verb(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    save(build(world_pairs(64, "train"), replace(SMALL, base="esim"), 0), tmp_path / "m")
     result = run_export(ExportConfig(model=str(tmp_path / "m"), onnx=True, rounds=10), run)
     assert float(result.scalars["onnx_error"].value or 0) < 1e-5
 
 
-@pytest.mark.parametrize("base", ["gru", "esim"])
-def test_onnx_refuses_bases_that_it_cannot_write(base: str, tmp_path: Path) -> None:
-    matcher = build(world_pairs(64, "train"), replace(SMALL, base=base), 0)
-    with pytest.raises(UserError, match="no ONNX form"):
-        export_onnx(matcher, tmp_path)
+def test_a_frozen_encoder_has_no_onnx_form(encoder: Path, tmp_path: Path) -> None:
+    trained = build(world_pairs(64, "train"), replace(SMALL, base="bag"), 0)
+    trained.model.shape = replace(trained.model.shape, base="encoder", encoder=str(encoder))
+    with pytest.raises(UserError, match="not written into the matcher's ONNX file"):
+        export_onnx(trained, tmp_path)
 
 
 def test_an_explanation_adds_up(matcher: Path, run: Run, tmp_path: Path) -> None:

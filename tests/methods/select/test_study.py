@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import T5Config, T5ForConditionalGeneration
 
+import polyloom
 from polyloom.core.errors import PolyloomError, UserError
 from polyloom.core.seeding import python_random
 from polyloom.methods.select import lab
@@ -44,7 +46,7 @@ from polyloom.methods.select.tuning import (
     tune_arm,
 )
 from polyloom.models.load import save_model
-from polyloom.models.tiny import build_tiny
+from polyloom.models.tiny import EOS_ID, PAD_ID, build_tiny
 from polyloom.models.tokenizers import train_tokenizer
 from polyloom.runs.folder import Run
 
@@ -282,6 +284,51 @@ def test_answers_alone_are_trained_on_and_the_model_learns_them() -> None:
     assert found == {"rank_accuracy": [1.0, 1.0], "exact_match": [1.0, 1.0], "rouge_l": [1.0, 1.0]}
     scores = gradient_similarity(model, tokenizer, pool, [("9", "yes")], ["say yes"], plain_prompt)
     assert scores[pool.place("yes")] > scores[pool.place("no")]
+
+
+def test_an_encoder_decoder_is_tuned_and_judged_from_its_folder(run: Run, tmp_path: Path) -> None:
+    pool = tmp_path / "pool.jsonl"
+    rows = [{"task": f"t{a}", "instruction": f"say {a}", "input": str(i), "output": a} for a in "bcd" for i in range(9)]
+    pool.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    test = tmp_path / "test.jsonl"
+    test.write_text('{"input": "9", "output": "b", "options": ["b", "c"]}', encoding="utf-8")
+    tokenizer = train_tokenizer([f"say {row['output']} {row['input']}" for row in rows], 300)
+    shape = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=1,
+        num_heads=2,
+        pad_token_id=PAD_ID,
+        eos_token_id=EOS_ID,
+        decoder_start_token_id=PAD_ID,
+    )
+    save_model(T5ForConditionalGeneration(shape), tmp_path / "t5", tokenizer)
+    config = TuneConfig(
+        pool=str(pool),
+        target=["say b again"],
+        test_file=str(test),
+        model=str(tmp_path / "t5"),
+        arms=["selected", "all"],
+        scorers=["tfidf"],
+        k=1,
+        num_seeds=1,
+        steps=60,
+        batch_size=8,
+        lr=1e-2,
+        cache=str(tmp_path / "cache"),
+    )
+    result = run_tune(config, run)
+    assert result.scalars["selected_rank_accuracy"].value == 1
+    assert result.scalars["selected_exact_match"].value == 1
+    assert (run.path / result.artifacts["model"].path / "config.json").is_file()
+
+
+def test_polyloom_run_takes_a_target(tmp_path: Path) -> None:
+    given = {"pool": many_categories(tmp_path), "target": ["c1w1 c1w2"], "scorers": ["tfidf"]}
+    result = polyloom.run("select.rank", runs=tmp_path / "runs", cache=str(tmp_path / "cache"), **given)
+    assert result.scalars["num_tasks"].value == 48
 
 
 def test_options_are_ragged_and_hold_the_answer() -> None:

@@ -50,7 +50,9 @@ class TrainConfig(DataConfig):
     loss: Literal["softmax", "regression", "cosine", "cosent", "contrastive"] | None = Field(
         None, description="Loss; contrastive for search. [default: by the labels]"
     )
-    vectors: str | None = Field(None, description="First vectors: a text file (GloVe, fastText) or a model folder.")
+    vectors: str | None = Field(
+        None, description="First vectors: a text file (GloVe, fastText), a model folder, or texts: the training texts'."
+    )
     vectors_kind: Literal["matrix", "static"] = Field(
         "matrix", description="Of a model folder: its embedding matrix, or a static table distilled from it."
     )
@@ -63,7 +65,7 @@ class TrainConfig(DataConfig):
     symmetric: bool = Field(False, description="Make the order of the two texts irrelevant.")
     epochs: int = Field(8, ge=1, description="Epochs at most.")
     batch_size: int = Field(64, ge=2, description="Pairs in a batch.")
-    learning_rate: float = Field(3e-3, gt=0, description="Adam's.")
+    learning_rate: float | None = Field(None, gt=0, description="Adam's. [default: by base]")
     dropout: float = Field(0.3, ge=0, lt=1, description="Of word vectors and head.")
 
 
@@ -91,7 +93,7 @@ class BenchConfig(Config):
 
     words: int = Field(10, ge=1, description="Words of a text.")
     num_texts: int = Field(1024, ge=8, description="Texts of a round.")
-    rounds: int = Field(15, ge=3, description="Interleaved rounds.")
+    rounds: int = Field(30, ge=3, description="Interleaved rounds.")
     width: int = Field(128, ge=2, description="Width of the word vectors.")
     encoder: str | None = Field(None, description="sentence-transformers or Hugging Face folder to time beside.")
 
@@ -114,6 +116,8 @@ class SearchConfig(Config):
     queries: str | None = Field(None, description="File of texts to look for, as a corpus.")
     relevant: str | None = Field(None, description="File query id<tab>corpus id of right answers: MAP, MRR, recall.")
     k: int = Field(10, ge=1, description="Answers of a query.")
+    rerank: str | None = Field(None, description="A second matcher (any base) that orders what the index found.")
+    candidates: int = Field(50, ge=1, description="Answers of the index that the second matcher reads.")
 
 
 class DedupeConfig(Config):

@@ -93,37 +93,35 @@ class _Judge(nn.Module):
 def export_onnx(trained: Trained, folder: Path) -> Path:
     """Write `matcher.onnx`: inputs `first` and `second` [pairs, tokens] of word numbers, padded with 0 to one width.
 
+    Any number of pairs and tokens may be given to it.
+
     Raises:
         MissingExtra: without onnx.
-        UserError: a base other than `bag`, whose graph does not keep the number of pairs open.
+        UserError: base `encoder`, which looks its states up.
     """
-    if trained.model.shape.base != "bag":
-        what = f"the base {trained.model.shape.base!r} has no ONNX form that takes any number of pairs."
-        raise UserError(what, hint="Export base 'bag', or serve this matcher with torch.")
+    if trained.model.shape.base == "encoder":
+        what = "the frozen encoder is a model of its own and is not written into the matcher's ONNX file."
+        raise UserError(what, hint="Export the encoder by its own tools, or train another --base.")
     try:
         import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
     except ImportError as error:
         raise MissingExtra("onnx", extra="search") from error
     path = folder / "matcher.onnx"
     example = torch.tensor([[1, 2, 3, 0], [2, 1, 1, 1], [3, 1, 0, 0]])
-    size = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
-    with warnings.catch_warnings():
+    open_sizes = {name: {0: "pairs", 1: "tokens"} for name in ("first", "second")} | {"output": {0: "pairs"}}
+    with warnings.catch_warnings(), replace_atomically(path) as temporary:
+        # The newer exporter (dynamo) fixes the number of pairs wherever a recurrence or a swap of halves stands.
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
+        torch.onnx.export(
             _Judge(trained.model).eval(),
             (example, example.flip(0)),
+            str(temporary),
             input_names=["first", "second"],
             output_names=["output"],
-            dynamic_shapes=(size, size),
-            dynamo=True,
-            # With open sizes the optimiser fails in constant folding (SplitToSequence).
-            optimize=False,
-            verbose=False,
+            dynamic_axes=open_sizes,
+            opset_version=17,
+            dynamo=False,
         )
-    assert program is not None
-    with replace_atomically(path) as temporary:
-        program.save(str(temporary))
     return path
 
 

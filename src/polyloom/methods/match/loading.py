@@ -87,4 +87,4 @@ def initial_of(config: TrainConfig, train: Pairs) -> Initial | None:
         return Initial(FrozenEncoder(config.encoder).width, None, vocabulary, "The encoder is kept frozen.")
     if config.vectors is None:
         return None
-    return make_initial(config.vectors, config.vectors_kind, train.texts())
+    return make_initial(config.vectors, config.vectors_kind, train.texts(), config.width, config.seed)

@@ -230,10 +230,13 @@ def reverse_by_length(
     X: Float[Tensor, "batch tokens dim"], mask: Bool[Tensor, "batch tokens"]
 ) -> Float[Tensor, "batch tokens dim"]:
     """Reverse the real positions of each text and leave the padding (on the right) where it is; its own inverse."""
-    positions = torch.arange(X.shape[1], device=X.device)[None]
+    batch, tokens, dim = X.shape
+    positions = torch.arange(tokens, device=X.device)[None]
     lengths = mask.sum(1, keepdim=True)
     source = torch.where(mask, lengths - 1 - positions, positions)
-    return X.gather(1, source[:, :, None].expand_as(X))
+    # Whole rows are copied: several times as fast as gathering number by number.
+    rows = source + tokens * torch.arange(batch, device=X.device)[:, None]
+    return X.reshape(batch * tokens, dim).index_select(0, rows.flatten()).view(batch, tokens, dim)
 
 
 class BiRecurrent(nn.Module):
@@ -266,7 +269,7 @@ class BiRecurrent(nn.Module):
         back, _ = self.back(reverse_by_length(X, mask), first[1])
         last = (mask.sum(1).clamp(min=1) - 1)[:, None, None].expand(-1, 1, ahead.shape[2])
         ends = ahead.gather(1, last)[:, 0], back.gather(1, last)[:, 0]
-        outputs = torch.cat([ahead, reverse_by_length(back, mask)], 2) * mask[:, :, None]
+        outputs = torch.cat([ahead, reverse_by_length(back, mask)], 2) * mask[:, :, None].to(X.dtype)
         return outputs, ends
 
     def _start(self, hidden: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -364,14 +367,14 @@ class SelectiveFeatureAttention(nn.Module):
         self, X: Float[Tensor, "batch tokens dim"], mask: Bool[Tensor, "batch tokens"]
     ) -> Float[Tensor, "batch branches tokens d1"]:
         """Return the outputs Y^n of all branches."""
-        start = self.bottleneck_in(X) * mask[:, :, None]
+        start = self.bottleneck_in(X) * mask[:, :, None].to(X.dtype)
         previous, state, outputs = start, None, []
         for branch in self.branches:
             if self.stack == "state" and isinstance(branch, BiRecurrent):
                 output, state = branch.run(start, mask, state)
             else:
                 output = branch(previous, mask)
-            output = self.dropout(output) * mask[:, :, None]
+            output = self.dropout(output)
             outputs.append(output)
             previous = output
         return torch.stack(outputs, 1)
@@ -386,9 +389,9 @@ class SelectiveFeatureAttention(nn.Module):
         if self.fuse == "sum":
             s = masked_mean(F.sum(1), mask)
         else:
-            flat = F.reshape(batch, branches * tokens, width)
-            everywhere = mask.repeat(1, branches)
-            s = masked_mean(flat, everywhere) + masked_max(flat, everywhere)
+            # Padded rows of F are 0, so that they add nothing to the sum.
+            mean = F.sum((1, 2)) / (branches * mask.sum(1, keepdim=True).clamp(min=1))
+            s = mean + masked_max(F.reshape(batch, branches * tokens, width), mask.repeat(1, branches))
         z = torch.tanh(self.squeeze(s))
         a = torch.stack([norm(head(z)) for head, norm in zip(self.heads, self.norms, strict=True)], 1)
         return branch_weights(torch.sigmoid(a) if self.sigmoid else a, self.temperature, self.normalise)
@@ -399,8 +402,8 @@ class SelectiveFeatureAttention(nn.Module):
         """Return U and the branch weights v."""
         F = self.split(X, mask)
         v = self.weights(F, mask)
-        V = torch.einsum("bnd,bnld->bld", v, F)
-        U = self.bottleneck_out(V) * mask[:, :, None]
+        V = (v[:, :, None] * F).sum(1)
+        U = self.bottleneck_out(V) * mask[:, :, None].to(X.dtype)
         return (U + X * mask[:, :, None] if self.residual else U), v
 
     def forward(
@@ -436,7 +439,8 @@ def make_block(name: str, dim: int, max_length: int = 64, num_branches: int = 3,
         return ResidualMLP(dim, r)
     if name == "none":
         return None
-    d1 = min(100, dim)
+    # A bottleneck has to be narrower than what it squeezes: the authors take 100 of 600 features.
+    d1 = max(2, min(100, dim // 2))
     if name == "sknet":
         return SelectiveFeatureAttention(dim, d1, r, num_branches, cell="conv", norm="none", sigmoid=False, fuse="sum")
     return SelectiveFeatureAttention(dim, d1, r, num_branches, select="equal" if name == "equal" else "softmax")

@@ -22,7 +22,9 @@ from polyloom.methods.match.method import (
 )
 
 SIAMESE = ("bag", "gru", "lstm", "cnn", "encoder")
-EMBEDDING_STD, ALIGNED_STD = 1.0, 0.3
+# Spread of random word vectors. Alignment needs unit ones: at 0.3 its softmax starts even over all words, and RE2 never
+# learned. Encoders of one text were steadier at 0.3 on validation pairs (benchmarks/match.md).
+EMBEDDING_STD, ALIGNED_STD = 0.3, 1.0
 ALIGNED = ("esim", "re2")
 BASES = (*SIAMESE, *ALIGNED)
 
@@ -233,9 +235,8 @@ class Matcher(nn.Module):
                 nn.Linear(hidden, shape.num_outputs),
             )
         self.apply(_initialise)
-        if shape.base == "re2" and isinstance(self.embedding, nn.Embedding):
-            # Unit vectors would saturate the alignment's softmax.
-            self.embedding.weight.data *= ALIGNED_STD
+        if shape.base in ALIGNED and isinstance(self.embedding, nn.Embedding):
+            self.embedding.weight.data *= ALIGNED_STD / EMBEDDING_STD
 
     @property
     def the_block(self) -> nn.Module | None:

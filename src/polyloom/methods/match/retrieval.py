@@ -6,14 +6,16 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from polyloom.core.errors import UserError
 from polyloom.core.files import lock, read_text, write_json
 from polyloom.core.result import Artifact, Result, Scalar, Table
 from polyloom.methods.match.config import DedupeConfig, IndexConfig, SearchConfig
-from polyloom.methods.match.data import read_pairs, read_texts
+from polyloom.methods.match.data import Pair, read_pairs, read_texts
 from polyloom.methods.match.index import (
     Index,
+    Vectors,
     add,
     groups,
     load_index,
@@ -22,7 +24,7 @@ from polyloom.methods.match.index import (
     save_index,
 )
 from polyloom.methods.match.scores import threshold_for
-from polyloom.methods.match.training import fingerprint, is_positive, load
+from polyloom.methods.match.training import Trained, fingerprint, is_positive, load, match_scores
 from polyloom.metrics.ranking import average_precision, mean_over_queries, ndcg, recall_at, reciprocal_rank
 from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run
@@ -110,7 +112,10 @@ def run_search(config: SearchConfig, run: Run) -> Result:
         raise UserError("there is nothing to look for.", where="--query", hint="Give texts, or a file with --queries.")
     trained, mark = load(Path(config.model)), fingerprint(Path(config.model))
     index = load_index(Path(config.index), mark)
-    rows, scores = index.search(trained.vectors(queries), config.k)
+    if config.rerank:
+        rows, scores = rerank(load(Path(config.rerank)), index, trained.vectors(queries), queries, config)
+    else:
+        rows, scores = index.search(trained.vectors(queries), config.k)
     answers = [
         {"query": name, "text": query, "found": [[index.ids[j], index.texts[j], float(s)] for j, s in zip(line, cos)]}  # noqa: B905
         for name, query, line, cos in zip(names, queries, rows, scores, strict=True)
@@ -124,17 +129,36 @@ def run_search(config: SearchConfig, run: Run) -> Result:
     scalars = {"num_queries": Scalar(value=len(queries)), "num_texts": Scalar(value=len(index.ids))}
     if config.relevant:
         scalars |= _ranking_scores(Path(config.relevant), names, [[index.ids[j] for j in line] for line in rows])
-    best = shown[0]
+    best, measure = shown[0], "score" if config.rerank else "cosine"
     return run.result(
         scalars=scalars,
-        tables={"answers": Table(columns=["query", "rank", "id", "text", "cosine"], rows=shown, title="Nearest texts")},
+        tables={"answers": Table(columns=["query", "rank", "id", "text", measure], rows=shown, title="Nearest texts")},
         artifacts={
             "answers": Artifact(
                 path="artifacts/answers.json", media_type="application/json", description="All answers."
             )
         },
-        verdicts=[f"Nearest to {best[0]!r}: {best[3]!r}, cosine {best[4]:.3f}."],
+        verdicts=[f"Nearest to {best[0]!r}: {best[3]!r}, {measure} {best[4]:.3f}."],
     )
+
+
+def rerank(
+    second: Trained, index: Index, vectors: Vectors, queries: list[str], config: SearchConfig
+) -> tuple[NDArray[np.int64], Vectors]:
+    """Return the k best rows and scores of each query by a second matcher, which reads the index's first candidates.
+
+    Raises:
+        UserError: the second matcher has no class that means a match.
+    """
+    rows, _ = index.search(vectors, max(config.k, config.candidates))
+    pairs = [Pair(query, index.texts[j], "") for query, line in zip(queries, rows, strict=True) for j in line]
+    match = match_scores(second, second.predict(pairs))
+    if match is None:
+        what = f"none of its classes {', '.join(second.classes)} says that texts match."
+        raise UserError(what, where=config.rerank or "")
+    scores = np.asarray(match, dtype=np.float32).reshape(rows.shape)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, : config.k]
+    return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
 
 
 def _ranking_scores(path: Path, names: list[str], found: list[list[str]]) -> dict[str, Scalar]:

@@ -19,7 +19,7 @@ from polyloom.methods.match.index import exact_search
 from polyloom.methods.match.loading import initial_of, load_splits, reading_of, recipe_of
 from polyloom.methods.match.models import SIAMESE, num_parameters
 from polyloom.methods.match.scores import auc, confusion, f1_scores
-from polyloom.methods.match.training import Trained, fit, is_positive, load, save, targets
+from polyloom.methods.match.training import Trained, fit, is_positive, load, match_scores, save, targets
 from polyloom.metrics.ranking import (
     average_precision,
     mean_over_queries,
@@ -152,7 +152,7 @@ def judge(trained: Trained, pairs: Pairs) -> tuple[dict[str, Scalar], dict[str, 
         rows: list[Cells] = [[name, *map(int, line), float(f)] for name, line, f in zip(trained.classes, counts, f1)]  # noqa: B905
         tables["confusion"] = Table(columns=["wanted", *trained.classes, "F1"], rows=rows, title="Confusion")
         tables |= _by_category(pairs, given)
-    match = _match_scores(trained, predicted)
+    match = match_scores(trained, predicted)
     if pairs.task == "scores":
         wanted = np.asarray([float(pair.label) for pair in pairs.items])
         scalars |= _correlations(predicted, wanted)
@@ -168,14 +168,6 @@ def judge(trained: Trained, pairs: Pairs) -> tuple[dict[str, Scalar], dict[str, 
         scalars |= _retrieval(trained, pairs, positive)
     scalars |= _soft_baseline(pairs)
     return scalars, tables
-
-
-def _match_scores(trained: Trained, predicted: Any) -> Any:
-    """Return a number per pair that grows with matching; None where no class means it."""
-    if trained.loss != "softmax":
-        return predicted
-    match = next((i for i, name in enumerate(trained.classes) if is_positive(name)), None)
-    return None if match is None else predicted[:, match]
 
 
 def _correlations(predicted: Any, wanted: Any) -> dict[str, Scalar]:

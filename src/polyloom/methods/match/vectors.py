@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from polyloom.core.errors import UserError
 from polyloom.core.files import read_bytes, read_text
+from polyloom.core.seeding import derive_seed
 from polyloom.methods.match.tokens import NUM_SPECIALS, AnyVocabulary, Subwords, build_vocabulary
 
 if TYPE_CHECKING:
@@ -188,17 +189,52 @@ def distil(folder: Path, texts: Sequence[str], width: int = 256) -> Initial:
     return _of_table(np.asarray(reduced * sif_weights(seen)[:, None], dtype=np.float32), vocabulary)
 
 
-def make_initial(source: str, kind: str, texts: Sequence[str]) -> Initial:
-    """Read first vectors from a file or folder.
+def from_texts(texts: Sequence[str], width: int, seed: int = 0) -> Initial:
+    """Make word vectors on the spot: positive pointwise mutual information of words that share a text, cut by SVD.
 
     Args:
-        source: a text file of vectors, or a Hugging Face folder.
+        texts: the training texts (no label is looked at).
+        width: of the vectors, at most the number of words.
+        seed: of the randomised decomposition.
+
+    Source: Levy and Goldberg (2014); the square root of the singular values weighs both sides alike.
+    """
+    vocabulary = build_vocabulary(texts)
+    size = len(vocabulary.known)
+    counts = np.zeros((size, size), dtype=np.float32)
+    for text in dict.fromkeys(texts):
+        rows = np.unique([vocabulary.ids[piece] - NUM_SPECIALS for piece in vocabulary.pieces(text)])
+        counts[np.ix_(rows, rows)] += 1
+    np.fill_diagonal(counts, 0)
+    alone = counts.sum(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        information = np.log(counts * max(float(alone.sum()), 1.0) / np.outer(alone, alone))
+    positive = torch.from_numpy(np.nan_to_num(np.maximum(information, 0), posinf=0.0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "vectors"))
+        u, s, _ = torch.svd_lowrank(positive, q=min(width, size))
+    rows = np.zeros((len(vocabulary), u.shape[1]), dtype=np.float32)
+    rows[NUM_SPECIALS : NUM_SPECIALS + size] = (u * s.sqrt()).numpy()
+    rows *= 0.3 / max(float(rows.std()), 1e-12)
+    note = f"{size} words have vectors of width {u.shape[1]} from the training texts' own co-occurrences."
+    return Initial(u.shape[1], rows, vocabulary, note)
+
+
+def make_initial(source: str, kind: str, texts: Sequence[str], width: int, seed: int = 0) -> Initial:
+    """Read first vectors from a file or folder, or make them.
+
+    Args:
+        source: a text file of vectors, a Hugging Face folder, or `texts`: made of the training texts.
         kind: for a folder: `matrix` takes its embedding matrix, `static` distils a table.
         texts: the training texts.
+        width: of vectors that are made.
+        seed: of their decomposition.
 
     Raises:
         UserError: nothing there, or as the readers say.
     """
+    if source == "texts":
+        return from_texts(texts, width, seed)
     path = Path(source)
     if path.is_file():
         return from_file(path, texts)

@@ -11,14 +11,14 @@ from typing import Any
 
 from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import SandboxedEnvironment
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polyloom.core.errors import UserError
 from polyloom.core.files import read_text
 from polyloom.data.dictionaries import language_name
 from polyloom.generation.decode import max_positions
 from polyloom.models.device import choose_device
-from polyloom.models.load import load_model, load_tokenizer
+from polyloom.models.load import load_model, load_tokenizer, model_kind
 
 TEMPLATES = {
     "translate": (
@@ -77,13 +77,8 @@ def load(source: str, option: str, *, trust_remote_code: bool = False) -> Loaded
     """
     if not source:
         raise UserError("needs a model.", where=option, hint="Name a Hugging Face folder or hub id.")
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        kind = "seq2seq" if getattr(config, "is_encoder_decoder", False) else "causal"
-    except (OSError, ValueError, KeyError):
-        # The loader below says in one line what is wrong.
-        kind = "causal"
-    model = load_model(source, "seq2seq" if kind == "seq2seq" else "causal", trust_remote_code=trust_remote_code)
+    kind = model_kind(source, trust_remote_code=trust_remote_code)
+    model = load_model(source, kind, trust_remote_code=trust_remote_code)
     model.to(choose_device())  # type: ignore[arg-type]
     return Loaded(model, load_tokenizer(source, model, trust_remote_code=trust_remote_code))
 

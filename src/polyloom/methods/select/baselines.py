@@ -72,7 +72,7 @@ def gradient_similarity(
     """Return the cosine of every task's loss gradient with the target's, at a model that has been warmed up.
 
     Args:
-        model: a small causal model; its whole gradient is kept, so no projection is needed.
+        model: a small model; its whole gradient is kept, so no projection is needed.
         tokenizer: of it.
         pool: tasks with examples; one without gets -1.
         target: few target instances, whose answers are used.
@@ -97,7 +97,8 @@ def _gradient(
 ) -> Tensor:
     pairs = task.examples[:GRADIENT_INSTANCES]
     rows = [(task.instructions[i % len(task.instructions)], *pair) for i, pair in enumerate(pairs)]
-    batch = batches(lambda step, size: rows, tokenizer, prompt, len(rows), max_tokens)(0)
+    answers = bool(model.config.is_encoder_decoder)
+    batch = batches(lambda step, size: rows, tokenizer, prompt, len(rows), max_tokens, answers)(0)
     parameters = [one for one in model.parameters() if one.requires_grad]
     loss, count = answer_loss(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
     gradients = torch.autograd.grad(loss / count, parameters)

@@ -100,7 +100,7 @@ class EvaluateConfig(PoolConfig):
 class TuneConfig(TargetConfig):
     """`polyloom select tune`: tune a model on the selection and on its rivals, all at one budget."""
 
-    model: str = Field("tiny", description="Hugging Face folder or hub id of a causal model; tiny: made on the spot.")
+    model: str = Field("tiny", description="Hugging Face folder or hub id of a causal or encoder-decoder model; tiny.")
     test_file: str | None = Field(None, description="JSON lines with input, output and options of the target.")
     arms: list[Literal["selected", "all", "random", "worst", "oracle", "instances", "gradients"]] = Field(
         ["selected", "all", "random", "worst"], min_length=1, description="Mixtures to tune on."

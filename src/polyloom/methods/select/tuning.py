@@ -123,10 +123,12 @@ def batches(
     prompt: Prompt,
     batch_size: int,
     max_tokens: int,
+    encoder_decoder: bool = False,
 ) -> BatchAt:
     """Return the function from a step to its batch: `tokens` [B, T] padded behind, `labels` [B, T] of the answers.
 
-    A row that is longer than `max_tokens` loses the beginning of its prompt.
+    A row that is longer than `max_tokens` loses the beginning of its prompt. For an encoder-decoder model the prompts
+    are the `tokens`, with their `mask`, and the answers alone the `labels`.
     """
     spelled = lru_cache(maxsize=200_000)(lambda text: tuple(encode(tokenizer, text)))
     begin, end = special_ids(tokenizer)
@@ -135,16 +137,22 @@ def batches(
         tokens, labels = [], []
         for instruction, given, answer in rows(step, batch_size):
             target = [*spelled(answer), *end][: max_tokens // 2]
+            if encoder_decoder:
+                tokens.append([*begin, *spelled(prompt(instruction, given))][-(max_tokens - 1) :] + end)
+                labels.append(target)
+                continue
             before = [*begin, *spelled(prompt(instruction, given))][-(max_tokens - len(target)) :]
             tokens.append([*before, *target])
             labels.append([IGNORED] * len(before) + target)
-        width = max(map(len, tokens))
-        return {
-            "tokens": torch.tensor([row + [PAD_ID] * (width - len(row)) for row in tokens]),
-            "labels": torch.tensor([row + [IGNORED] * (width - len(row)) for row in labels]),
-        }
+        batch = {"tokens": _padded(tokens, PAD_ID), "labels": _padded(labels, IGNORED)}
+        return batch | ({"mask": _padded([[1] * len(row) for row in tokens], 0)} if encoder_decoder else {})
 
     return batch_at
+
+
+def _padded(rows: Sequence[list[int]], filler: int) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([row + [filler] * (width - len(row)) for row in rows])
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -158,9 +166,16 @@ def answer_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     """Return the summed cross entropy of the answers' tokens in nats, and their number.
 
     Args:
-        model: a causal language model.
-        batch: `tokens` and `labels` [B, T]; padding stands behind, where a causal model cannot see it.
+        model: a causal language model, or an encoder-decoder model.
+        batch: `tokens` and `labels` [B, T]; padding stands behind, where a causal model cannot see it. With a `mask`
+            the tokens are an encoder's.
     """
+    if "mask" in batch:
+        # The library shifts the labels behind the decoder's start token.
+        found = model(input_ids=batch["tokens"], attention_mask=batch["mask"], labels=batch["labels"], use_cache=False)
+        kept = batch["labels"] != IGNORED
+        loss = nn.functional.cross_entropy(found.logits[kept].float(), batch["labels"][kept], reduction="sum")
+        return loss, int(kept.sum())
     labels = batch["labels"][:, 1:]
     kept = labels != IGNORED
     model_type = getattr(getattr(model, "config", None), "model_type", "")
@@ -189,7 +204,7 @@ def tune_arm(
     """Tune a model in place on the chosen tasks.
 
     Args:
-        model: a causal language model.
+        model: a causal or encoder-decoder language model.
         tokenizer: of it.
         pool: tasks with examples.
         chosen: numbers of the tasks.
@@ -201,7 +216,7 @@ def tune_arm(
     """
     longest = min(max_positions(model) or 1024, 1024)
     rows = draw_rows(pool, chosen, config.seed, arm)
-    batch_at = batches(rows, tokenizer, prompt, config.batch_size, longest)
+    batch_at = batches(rows, tokenizer, prompt, config.batch_size, longest, bool(model.config.is_encoder_decoder))
     return train(model, batch_at, config, loss=answer_loss, checkpoints=checkpoints, check_stop=check_stop)
 
 
@@ -239,7 +254,7 @@ def evaluate(
     ROUGE-L: of the same answer over words of any script.
 
     Args:
-        model: a causal language model.
+        model: a causal or encoder-decoder language model.
         tokenizer: of it.
         items: the test.
         generate: also decode answers; without, only rank accuracy is returned.
@@ -250,7 +265,9 @@ def evaluate(
     Source: spec 2.5.
     """
     begin, end = special_ids(tokenizer)
-    prompts = [[*begin, *encode(tokenizer, item.prompt)] for item in items]
+    # An encoder is given its texts with their end, a decoder goes on from there.
+    behind = end if model.config.is_encoder_decoder else []
+    prompts = [[*begin, *encode(tokenizer, item.prompt), *behind] for item in items]
     found: dict[str, list[float]] = {}
     if all(item.options for item in items):
         spans: list[int] = []
