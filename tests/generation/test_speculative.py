@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor
 
 from polyloom.core.errors import UserError
-from polyloom.generation.layer_range import FusedRange, ModelRange, open_range
+from polyloom.generation.fused_range import FusedRange
+from polyloom.generation.layer_range import ModelRange, open_range
 from polyloom.generation.ragged import generate_batch
 from polyloom.generation.sampling import Decoding
 from polyloom.generation.speculative import (
@@ -119,12 +120,11 @@ def test_cache_equals_a_fresh_prefill_after_rejected_drafts() -> None:
     text = [*prompt]
     for tokens in speculate(runner, prompt, Decoding(20), Fixed(Plan(1, 4))):
         text += tokens
-    kept = [keys[:, :, : len(text) - 1].clone() for keys in runner.keys]
+    kept = runner.cache[:, :, : len(text) - 1].clone()
     place = runner.place(torch.tensor([text[:-1]]), 0)
     with torch.inference_mode():
         runner.run(runner.embed(place), place, 0, runner.num_layers)
-    for before, keys in zip(kept, runner.keys, strict=True):
-        assert torch.allclose(before, keys[:, :, : len(text) - 1], atol=1e-5)
+    assert torch.allclose(kept, runner.cache[:, :, : len(text) - 1], atol=1e-5)
 
 
 def test_late_layers_that_add_nothing_are_always_agreed_with() -> None:

@@ -282,7 +282,7 @@ def speculate(
         return
     runner.reserve(1, len(prompt) + budget)
     with torch.inference_mode():
-        place = runner.place(torch.tensor([list(prompt)]), 0)
+        place = runner.place(list(prompt), 0)
         x = runner.run(runner.embed(place), place, 0, runner.num_layers)
         logits = runner.logits(x[:, -1:])[0, 0]
         if not bool(torch.isfinite(logits.max())):
@@ -351,12 +351,12 @@ def _round(
     found = lookup.find(plan.lookup, min(plan.lookup_tokens, num_left - 1)) if plan.lookup and num_left > 1 else []
     if found or not plan.draft_tokens or num_left == 1:
         drafts, qs = found, [None] * len(found)
-        place = runner.place(torch.tensor([[text[-1], *drafts]]), position)
+        place = runner.place([text[-1], *drafts], position)
         x = runner.run(runner.embed(place), place, 0, last, taps)
     else:
         drafts, qs, early, early_taps = _draft(runner, text, plan, num_left - 1, ends, judge, wants_states)
         width = early.shape[1]
-        place = runner.place(torch.tensor([[text[-1], *drafts][:width]]), position)
+        place = runner.place([text[-1], *drafts][:width], position)
         if taps is not None:
             taps += early_taps
         x = runner.run(early, place, plan.exit_layer, last, taps)
@@ -384,7 +384,7 @@ def _draft(
     states: list[Tensor] = []
     all_taps: list[list[Tensor]] = []
     while True:
-        place = runner.place(torch.tensor([[token]]), position + len(drafts))
+        place = runner.place([token], position + len(drafts))
         taps: list[Tensor] | None = [] if wants_states else None
         x = runner.run(runner.embed(place), place, 0, exit_layer, taps)
         states.append(x)
@@ -416,10 +416,10 @@ def plain_tokens(
     tokens, position = list(prompt), 0
     for _ in range(budget):
         with torch.inference_mode():
-            place = runner.place(torch.tensor([tokens]), position)
+            place = runner.place(tokens, position)
             x = runner.run(runner.embed(place), place, 0, last)
             position += len(tokens)
-            tokens = [int(runner.logits(x[:, -1:]).argmax())]
+            tokens = [int(runner.logits(x[:, -1]).argmax())]
         yield tokens[0]
         if tokens[0] in ends:
             return
