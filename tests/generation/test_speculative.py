@@ -11,6 +11,7 @@ from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor
 
 from polyloom.core.errors import UserError
 from polyloom.generation.fused_range import FusedRange
+from polyloom.generation.judge import Judge
 from polyloom.generation.layer_range import ModelRange, open_range
 from polyloom.generation.ragged import generate_batch
 from polyloom.generation.sampling import Decoding
@@ -18,7 +19,6 @@ from polyloom.generation.speculative import (
     PLAIN,
     Counts,
     Fixed,
-    Judge,
     Lookup,
     Plan,
     check_request,
@@ -170,7 +170,7 @@ def test_processors_see_the_whole_text_before_each_position() -> None:
     )[0, 3:].tolist()
     processors = [NoRepeatNGramLogitsProcessor(1)]
     for plan in (PLAIN, Plan(1, 3), Plan(2, 6)):
-        result = generate(runner, prompt, Decoding(30), Fixed(plan), processors=processors)  # type: ignore[arg-type]
+        result = generate(runner, prompt, Decoding(30), Fixed(plan), processors=processors)
         assert result.tokens == expected
 
 

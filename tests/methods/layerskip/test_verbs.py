@@ -181,7 +181,7 @@ def test_verify_compares_all_pairs_and_the_sampling_rule(cli: Callable[..., Any]
 def test_verify_calls_a_real_difference_a_bug(
     cli: Callable[..., Any], trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polyloom.methods.layerskip.bench_study.theirs", lambda model, work: lambda: [[7]] * 4)
+    monkeypatch.setattr("polyloom.methods.layerskip.bench_study.theirs", lambda model, work: [lambda: [7]] * 4)
     answer = cli("layerskip", "verify", "--model", trained, *SMALL)
     assert answer.exit_code == 1
     assert "leaves plain decoding at" in answer.stderr

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
+from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
 from polyloom.core.result import Cell, Result, Scalar, Series, Table
 from polyloom.generation.layer_range import open_range
 from polyloom.generation.speculative import PLAIN, Plan
-from polyloom.methods.layerskip.adaptive import describe
+from polyloom.methods.layerskip.adaptive import Adaptive, describe
 from polyloom.methods.layerskip.bench import (
+    Decoder,
     Divergence,
     Workload,
     first_divergence,
@@ -21,35 +22,57 @@ from polyloom.methods.layerskip.bench import (
     ours_adaptive,
     ours_plain,
     slices_layers,
+    texts_of,
     theirs,
     token_costs,
 )
-from polyloom.methods.layerskip.calibration import best_plan, decode_all
+from polyloom.methods.layerskip.calibration import best_plan, calibrate, decode_all
 from polyloom.methods.layerskip.config import BenchConfig, VerifyConfig
 from polyloom.methods.layerskip.embedded import (
     choose_prompts,
     prepare,
     random_prompts,
     shrunk_model,
+    useless_model,
 )
 from polyloom.methods.layerskip.sampling_test import sampling_p_values
-from polyloom.methods.layerskip.study import calibrate
+from polyloom.methods.layerskip.stream import adaptive_scalars
 from polyloom.methods.layerskip.timing import Ratio, interleaved_seconds, speed_over
 from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run
 
-Loaded = tuple[PreTrainedModel, Workload, list[str]]
+RANDOM_LENGTH = 32
+RANDOM_MODELS = {"shrunk": shrunk_model, "useless": useless_model}
+
+
+class Loaded(NamedTuple):
+    """A model, prompts to calibrate on, prompts to time, and remarks."""
+
+    model: PreTrainedModel
+    sample: list[list[int]]
+    work: Workload
+    limitations: list[str]
 
 
 def _load(config: BenchConfig | VerifyConfig, run: Run) -> Loaded:
-    if config.model == "shrunk":
+    num = config.num_prompts
+    if config.model in RANDOM_MODELS:
         pin_threads()
-        model = shrunk_model(config.seed)
-        work = Workload(random_prompts(4096, config.num_prompts, 32, config.seed), config.max_new_tokens, frozenset())
-        return model, work, ["Random weights: the figures are of the loops, not of a language model."]
+        model = RANDOM_MODELS[config.model](config.seed)
+        prompts = random_prompts(int(model.config.vocab_size), 2 * num, RANDOM_LENGTH, config.seed)
+        work = Workload(prompts[num:], config.max_new_tokens, frozenset())
+        limits = ["Random weights: the figures are of the loops, not of a language model."]
+        return Loaded(model, prompts[:num], work, limits)
     prepared = prepare(config, run)
-    prompts = [one.prompt for one in choose_prompts(config, prepared)]
-    return prepared.model, Workload(prompts, config.max_new_tokens, prepared.ends), prepared.limitations
+    chosen = [one.prompt for one in choose_prompts(config, prepared, 2 * num)]
+    limits = list(prepared.limitations)
+    if len(chosen) > 1:
+        num = min(num, len(chosen) // 2)
+    else:
+        num = 0
+        limits.append("There is one prompt: what is calibrated on is what is timed.")
+    work = Workload(chosen[num : num + config.num_prompts], config.max_new_tokens, prepared.ends)
+    return Loaded(prepared.model, chosen[:num] or chosen, work, limits)
 
 
 def run_bench(config: BenchConfig, run: Run) -> Result:
@@ -65,20 +88,20 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
     Raises:
         UserError: as `open_range`.
     """
-    model, work, limitations = _load(config, run)
-    runner = open_range(model, max(map(len, work.prompts)) + work.budget + 16)
-    cells, costs, _ = calibrate(runner, work.prompts, work.budget, work.ends)
+    model, sample, work, limitations = _load(config, run)
+    runner = open_range(model, max(RANDOM_LENGTH, *map(len, [*sample, *work.prompts])) + work.budget + 16)
+    cells, costs, traces, _ = calibrate(runner, sample, work.budget, work.ends)
     plan, predicted = best_plan(cells)
-    alternatives: dict[str, Callable[[], list[list[int]]]] = {
+    alternatives: dict[str, Decoder] = {
         "plain": ours_plain(runner, work),
         "speculative": ours(runner, work, plan),
         "hf_greedy": theirs(model, work),
         "hf_prompt_lookup": theirs(model, work, prompt_lookup_num_tokens=8),
     }
     if config.adaptive:
-        alternatives["adaptive"] = ours_adaptive(runner, work, costs, plan)
+        alternatives["adaptive"] = ours_adaptive(runner, work, Adaptive(runner, costs, traces=traces))
     limitations = [*limitations, _add_early_exit(alternatives, model, work, runner.num_layers)]
-    texts = {name: decode() for name, decode in alternatives.items()}
+    texts = {name: texts_of(decoder) for name, decoder in alternatives.items()}
     with run.progress("bench", config.rounds + 1) as advance, joules() as spent:
         seconds = interleaved_seconds(alternatives, config.rounds, advance)
         energy = spent()
@@ -96,6 +119,8 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
         "same_tokens": Scalar(value=different["speculative"] == 0),
         "same_tokens_as_hf": Scalar(value=different["hf_greedy"] == 0),
     }
+    if config.adaptive:
+        scalars |= adaptive_scalars(runner, sample, work, costs, config)
     scalars |= _energy_scalars(
         model, config, plan, runner.num_layers, counts.tokens_per_round, min(seconds["speculative"]), num_tokens, energy
     )
@@ -132,9 +157,7 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
     )
 
 
-def _add_early_exit(
-    alternatives: dict[str, Callable[[], list[list[int]]]], model: PreTrainedModel, work: Workload, num_layers: int
-) -> str:
+def _add_early_exit(alternatives: dict[str, Decoder], model: PreTrainedModel, work: Workload, num_layers: int) -> str:
     """Add transformers' early exit at its best exit, where it works; return what to say of it."""
     if not slices_layers(model):
         return "transformers' early exit does not work on this architecture."
@@ -198,10 +221,10 @@ def run_verify(config: VerifyConfig, run: Run) -> Result:
     """
     from polyloom.core.errors import PolyloomError
 
-    model, work, limitations = _load(config, run)
+    model, _, work, limitations = _load(config, run)
     runner = open_range(model, max(map(len, work.prompts)) + work.budget + 16)
-    plain = ours_plain(runner, work)()
-    library = theirs(model, work)()
+    plain = texts_of(ours_plain(runner, work))
+    library = texts_of(theirs(model, work))
     found = [_divergence(model, work, plain, text, row, 0, 0) for row, text in enumerate(library)]
     pairs = [(e, g) for e in range(1, runner.num_layers) for g in config.draft_lengths]
     with run.progress("verify", len(pairs)) as advance:

@@ -96,9 +96,12 @@ class CalibrateConfig(DataConfig):
 class BenchConfig(DataConfig):
     """`polyloom layerskip bench`: our loops beside transformers', interleaved."""
 
-    model: str = Field("tiny", description=MODEL + " shrunk: 24M random weights whose late layers are shrunk.")
+    model: str = Field(
+        "tiny",
+        description=MODEL + " shrunk: 24M random weights whose late layers are shrunk; useless: no exit is any good.",
+    )
     rounds: int = Field(5, ge=1, description="Interleaved rounds.")
-    adaptive: bool = Field(False, description="Also time the adaptive mode on the prompts.")
+    adaptive: bool = Field(False, description="Also time the adaptive mode: on the prompts, and mixed with noise.")
     watts: float | None = Field(None, gt=0, description="Watts of a busy core, for an estimate without a counter.")
 
 
