@@ -42,6 +42,7 @@ from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run
 
 RANDOM_LENGTH = 32
+SEARCH_PROMPTS, SEARCH_TOKENS = 3, 24
 RANDOM_MODELS = {"shrunk": shrunk_model, "useless": useless_model}
 
 
@@ -167,7 +168,7 @@ def _add_early_exit(alternatives: dict[str, Decoder], model: PreTrainedModel, wo
 
 
 def _best_peer_exit(model: PreTrainedModel, work: Workload, num_layers: int) -> int:
-    few = Workload(work.prompts[:4], work.budget, work.ends)
+    few = Workload(work.prompts[:SEARCH_PROMPTS], min(work.budget, SEARCH_TOKENS), work.ends)
     candidates = {str(e): theirs(model, few, assistant_early_exit=e) for e in range(1, num_layers)}
     seconds = interleaved_seconds(candidates, 1)
     return int(min(seconds, key=lambda name: min(seconds[name])))
