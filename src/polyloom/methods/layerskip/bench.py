@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +18,6 @@ from polyloom.methods.layerskip.embedded import quiet_generate
 
 Decoder = list[Callable[[], list[int]]]
 """Decodes each prompt of a workload to its new tokens."""
-POWERCAP = Path("/sys/class/powercap")
 
 
 @dataclass(frozen=True)
@@ -90,26 +87,6 @@ def slices_layers(model: PreTrainedModel) -> bool:
         return texts_of(theirs(model, work, assistant_early_exit=1)) == texts_of(theirs(model, work))
     except (IndexError, ValueError, TypeError, AttributeError, RuntimeError):
         return False
-
-
-@contextmanager
-def joules():  # type: ignore[no-untyped-def]
-    """Yield a function to the joules that the machine's RAPL counters have counted since; None without them."""
-    counters = [path / "energy_uj" for path in sorted(POWERCAP.glob("intel-rapl:?"))]
-
-    def read() -> int | None:
-        try:
-            return sum(int(path.read_text()) for path in counters) if counters else None
-        except OSError:
-            return None
-
-    start = read()
-
-    def spent() -> float | None:
-        end = read()
-        return None if start is None or end is None or end < start else (end - start) / 1e6
-
-    yield spent
 
 
 def token_costs(model: PreTrainedModel, plan: Plan, num_layers: int, tau: float) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import NamedTuple
 
+import torch
 from transformers import PreTrainedModel
 
 from polyloom.core.result import Cell, Result, Scalar, Series, Table
@@ -16,7 +17,6 @@ from polyloom.methods.layerskip.bench import (
     Divergence,
     Workload,
     first_divergence,
-    joules,
     logit_gap,
     ours,
     ours_adaptive,
@@ -35,6 +35,7 @@ from polyloom.methods.layerskip.embedded import (
     shrunk_model,
     useless_model,
 )
+from polyloom.methods.layerskip.energy import joules_per_token, measure_idle_watts, open_counter
 from polyloom.methods.layerskip.sampling_test import sampling_p_values
 from polyloom.methods.layerskip.stream import adaptive_scalars
 from polyloom.methods.layerskip.timing import Ratio, interleaved_seconds, speed_over
@@ -103,9 +104,8 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
         alternatives["adaptive"] = ours_adaptive(runner, work, Adaptive(runner, costs, traces=traces))
     limitations = [*limitations, _add_early_exit(alternatives, model, work, runner.num_layers)]
     texts = {name: texts_of(decoder) for name, decoder in alternatives.items()}
-    with run.progress("bench", config.rounds + 1) as advance, joules() as spent:
+    with run.progress("bench", config.rounds + 1) as advance:
         seconds = interleaved_seconds(alternatives, config.rounds, advance)
-        energy = spent()
     ratios = {name: speed_over(own, seconds["speculative"]) for name, own in seconds.items() if name != "speculative"}
     scalars = {f"speed_over_{name}": _scalar(ratio) for name, ratio in ratios.items()}
     num_tokens = sum(map(len, texts["plain"]))
@@ -122,9 +122,9 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
     }
     if config.adaptive:
         scalars |= adaptive_scalars(runner, sample, work, costs, config)
-    scalars |= _energy_scalars(
-        model, config, plan, runner.num_layers, counts.tokens_per_round, min(seconds["speculative"]), num_tokens, energy
-    )
+    tau = counts.tokens_per_round
+    scalars |= _cost_scalars(model, plan, runner.num_layers, tau)
+    scalars |= _energy_scalars(model.device, config.watts, alternatives, seconds, num_tokens)
     rows: list[list[Cell]] = [
         [name, num_tokens / min(own), speed_over(seconds["plain"], own).value, different[name]]
         for name, own in seconds.items()
@@ -154,8 +154,18 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
             f"{over.value:.2f} times as fast as our plain decoding and "
             f"{scalars['speed_over_hf_greedy'].value:.2f} times as fast as transformers' greedy `generate`."
         ],
-        limitations=[*limitations, "Ratios of CPU seconds on one thread of this machine, prefill included."],
+        limitations=[
+            *limitations,
+            *_energy_remark(scalars),
+            "Ratios of CPU seconds on one thread of this machine, prefill included.",
+        ],
     )
+
+
+def _energy_remark(scalars: dict[str, Scalar]) -> list[str]:
+    if "joules_per_token_plain" in scalars:
+        return []
+    return ["No energy counter (RAPL, NVML) can be read here; --watts gives an estimate from CPU seconds."]
 
 
 def _add_early_exit(alternatives: dict[str, Decoder], model: PreTrainedModel, work: Workload, num_layers: int) -> str:
@@ -182,27 +192,35 @@ def _num_different(a: list[list[int]], b: list[list[int]]) -> int:
     return sum(one != other for one, other in zip(a, b, strict=True))
 
 
-def _energy_scalars(
-    model: PreTrainedModel,
-    config: BenchConfig,
-    plan: Plan,
-    num_layers: int,
-    tau: float,
-    seconds: float,
-    num_tokens: int,
-    energy: float | None,
-) -> dict[str, Scalar]:
+def _cost_scalars(model: PreTrainedModel, plan: Plan, num_layers: int, tau: float) -> dict[str, Scalar]:
     flops, read = token_costs(model, plan, num_layers, tau)
     plain_flops, plain_read = token_costs(model, PLAIN, num_layers, 1.0)
-    scalars = {
+    return {
         "flops_per_token": Scalar(value=flops),
         "flops_per_token_plain": Scalar(value=plain_flops),
         "weight_bytes_per_token": Scalar(value=read, unit="B"),
         "weight_bytes_per_token_plain": Scalar(value=plain_read, unit="B"),
-        "joules_counted": Scalar(value=energy, unit="J, whole machine, all methods"),
     }
-    if config.watts is not None:
-        scalars["joules_per_token_estimate"] = Scalar(value=config.watts * seconds / num_tokens, unit="J (ESTIMATE)")
+
+
+def _energy_scalars(
+    device: torch.device,
+    watts: float | None,
+    alternatives: dict[str, Decoder],
+    seconds: dict[str, list[float]],
+    num_tokens: int,
+) -> dict[str, Scalar]:
+    """Return joules per token, counted where the machine counts; else, if watts are given, an estimate."""
+    found = open_counter(device)
+    idle = measure_idle_watts(found[1]) if found else 0.0
+    scalars = {}
+    for name in ("plain", "speculative"):
+        if found:
+            joules = joules_per_token(found[1], alternatives[name], idle)
+            scalars[f"joules_per_token_{name}"] = Scalar(value=joules, unit=f"J ({found[0]}, idle subtracted)")
+        elif watts is not None:
+            joules = watts * min(seconds[name]) / num_tokens
+            scalars[f"joules_per_token_{name}"] = Scalar(value=joules, unit="J (ESTIMATE: CPU seconds x --watts)")
     return scalars
 
 

@@ -30,7 +30,7 @@ from polyloom.methods.layerskip.calibration import best_plan, calibrate
 from polyloom.methods.layerskip.config import DataConfig, ExitsConfig, GenerateConfig, TrainVerbConfig
 from polyloom.methods.layerskip.data import Tokens, by_group, prompt_tokens
 from polyloom.methods.layerskip.embedded import Prepared, choose_prompts, fit, model_folder, open_runner, prepare
-from polyloom.methods.layerskip.training import PRESETS, ExitScore, add_lora, score_exits
+from polyloom.methods.layerskip.training import PRESETS, RATES, ExitScore, add_lora, score_exits
 from polyloom.models.exits import check_exit, exit_parts
 from polyloom.models.load import save_model
 from polyloom.runs.folder import Run
@@ -54,7 +54,8 @@ def run_train(config: TrainVerbConfig, run: Run) -> Result:
         UserError: settings outside their range, an unusable model, or data without answers.
     """
     given = {name: getattr(config, name) for name in ("p_max", "e_scale", "curriculum", "rotation")}
-    skip = replace(PRESETS[config.preset], **{name: value for name, value in given.items() if value is not None})
+    preset = config.preset or ("embedded" if config.model == "tiny" else "code-llama1-7b")
+    skip = replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
     skip = replace(skip, loss_scale=config.loss_scale, distill=config.distill, floor=config.exit_floor)
     prepared = prepare(config, run, loaded=config.model != "tiny")
     parts = exit_parts(prepared.model)
@@ -67,7 +68,7 @@ def run_train(config: TrainVerbConfig, run: Run) -> Result:
         seed=config.seed,
         steps=config.steps,
         batch_size=config.batch_size,
-        lr=config.lr,
+        lr=config.lr or RATES[preset],
         checkpoint_every=100,
         keep_checkpoints=1,
     )
@@ -78,6 +79,7 @@ def run_train(config: TrainVerbConfig, run: Run) -> Result:
     after = run.once("after", lambda: _scores(replace(prepared, model=model), test))
     scalars = _exit_scalars(after)
     scalars["num_steps"] = Scalar(value=config.steps)
+    scalars["num_skipped_batches"] = Scalar(value=loss.num_skipped_batches)
     scalars["layer_rows_run"] = Scalar(value=loss.num_layer_rows)
     increase = math.exp(after[-1]["nats"] - before[-1]["nats"]) - 1
     scalars["last_layer_increase"] = Scalar(value=increase, unit="share")

@@ -12,9 +12,10 @@ from polyloom.generation.layer_range import LayerRange
 from polyloom.generation.speculative import PLAIN, Plan
 from polyloom.methods.layerskip.adaptive import describe
 from polyloom.methods.layerskip.bench import Workload, ours
-from polyloom.methods.layerskip.calibration import WORTH_IT, best_plan, calibrate, decode_all
+from polyloom.methods.layerskip.calibration import WORTH_IT, Costs, Trace, best_plan, calibrate, decode_all, predict
 from polyloom.methods.layerskip.calibration import Cell as PairCell
 from polyloom.methods.layerskip.config import CalibrateConfig
+from polyloom.methods.layerskip.data import Tokens
 from polyloom.methods.layerskip.embedded import choose_prompts, open_runner, prepare
 from polyloom.methods.layerskip.timing import interleaved_seconds
 from polyloom.runs.folder import Run
@@ -33,9 +34,10 @@ def run_calibrate(config: CalibrateConfig, run: Run) -> Result:
         UserError: as `open_range`.
     """
     prepared = prepare(config, run)
-    prompts = [one.prompt for one in choose_prompts(config, prepared)]
+    chosen = choose_prompts(config, prepared)
+    prompts = [one.prompt for one in chosen]
     runner = open_runner(config, prepared, prompts)
-    cells, costs, _, seconds = calibrate(runner, prompts, config.max_new_tokens, prepared.ends)
+    cells, costs, traces, seconds = calibrate(runner, prompts, config.max_new_tokens, prepared.ends)
     plan, speed = best_plan(cells)
     scalars = {
         "exit_layer": Scalar(value=plan.exit_layer),
@@ -73,6 +75,7 @@ def run_calibrate(config: CalibrateConfig, run: Run) -> Result:
     }
     tables = {
         "pairs": Table(columns=columns, rows=rows, title="Every pair"),
+        "languages": _language_table(chosen, traces, costs, plan, runner.num_layers),
         "costs": Table(
             columns=["new tokens", "one layer (us)", "norm, head, choice (us)"],
             rows=[[i + 1, c * 1e6, n * 1e6] for i, (c, n) in enumerate(zip(costs.layer, costs.head, strict=True))],
@@ -86,6 +89,29 @@ def run_calibrate(config: CalibrateConfig, run: Run) -> Result:
         series=series,
         verdicts=verdicts,
         limitations=[*prepared.limitations, *limitations],
+    )
+
+
+def _language_table(
+    chosen: Sequence[Tokens], traces: Sequence[Trace], costs: Costs, plan: Plan, num_layers: int
+) -> Table:
+    """Return for each language what the chosen pair gives there, and the pair that would be best."""
+    groups: dict[str, list[Trace]] = {}
+    for one, trace in zip(chosen, traces, strict=True):
+        groups.setdefault(one.group, []).append(trace)
+    rows: list[list[Cell]] = []
+    for name, own in sorted(groups.items()):
+        cells = predict(own, costs, num_layers)
+        best, speed = best_plan(cells)
+        at = [c for c in cells if (c.exit_layer, c.draft_tokens) == (plan.exit_layer, plan.draft_tokens)]
+        bits = [bit for trace in own for bit in trace.bits[plan.exit_layer - 1]] if at else []
+        agreement = sum(bits) / len(bits) if bits else None
+        tau = at[0].tau if at else 1.0
+        rows.append([name, len(own), agreement, tau, best.exit_layer, best.draft_tokens, speed])
+    return Table(
+        columns=["language", "prompts", "agreement", "tokens per round", "own best exit", "its draft", "its speed"],
+        rows=rows,
+        title="The chosen pair in each language, and the pair that would be best there (predicted)",
     )
 
 
