@@ -10,14 +10,15 @@ from transformers import PreTrainedModel
 from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor
 
 from polyloom.core.errors import UserError
-from polyloom.generation.layer_range import FusedRange, ModelRange, open_range
+from polyloom.generation.fused_range import FusedRange
+from polyloom.generation.judge import Judge
+from polyloom.generation.layer_range import ModelRange, open_range
 from polyloom.generation.ragged import generate_batch
 from polyloom.generation.sampling import Decoding
 from polyloom.generation.speculative import (
     PLAIN,
     Counts,
     Fixed,
-    Judge,
     Lookup,
     Plan,
     check_request,
@@ -119,12 +120,11 @@ def test_cache_equals_a_fresh_prefill_after_rejected_drafts() -> None:
     text = [*prompt]
     for tokens in speculate(runner, prompt, Decoding(20), Fixed(Plan(1, 4))):
         text += tokens
-    kept = [keys[:, :, : len(text) - 1].clone() for keys in runner.keys]
+    kept = runner.cache[:, :, : len(text) - 1].clone()
     place = runner.place(torch.tensor([text[:-1]]), 0)
     with torch.inference_mode():
         runner.run(runner.embed(place), place, 0, runner.num_layers)
-    for before, keys in zip(kept, runner.keys, strict=True):
-        assert torch.allclose(before, keys[:, :, : len(text) - 1], atol=1e-5)
+    assert torch.allclose(kept, runner.cache[:, :, : len(text) - 1], atol=1e-5)
 
 
 def test_late_layers_that_add_nothing_are_always_agreed_with() -> None:
@@ -170,7 +170,7 @@ def test_processors_see_the_whole_text_before_each_position() -> None:
     )[0, 3:].tolist()
     processors = [NoRepeatNGramLogitsProcessor(1)]
     for plan in (PLAIN, Plan(1, 3), Plan(2, 6)):
-        result = generate(runner, prompt, Decoding(30), Fixed(plan), processors=processors)  # type: ignore[arg-type]
+        result = generate(runner, prompt, Decoding(30), Fixed(plan), processors=processors)
         assert result.tokens == expected
 
 

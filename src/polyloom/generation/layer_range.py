@@ -7,33 +7,21 @@ Rejected tokens are not removed from the cache: the next ones are written over t
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
 from polyloom.core.errors import UserError
 from polyloom.generation.cache import GrowingLayer, cache_keyword
-from polyloom.generation.steps import Steps, supports_steps
+from polyloom.generation.fused_range import FusedRange, Place, as_rows
+from polyloom.generation.steps import supports_steps
 from polyloom.models.exits import ExitParts, exit_parts, hidden_state, replaced_forwards
 
 CHECK_TOKENS = 6
 TOLERANCE = 1e-4
-EMPTY = torch.empty(0)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where new tokens stand: `start` is their first position, or one per row where rows differ."""
-
-    tokens: Tensor
-    start: int
-    rows: Tensor | None
-    turn: Tensor = EMPTY
-    mask: Tensor | None = None
 
 
 @runtime_checkable
@@ -48,8 +36,8 @@ class LayerRange(Protocol):
     def reserve(self, num_rows: int, num_positions: int) -> None:
         """Empty the cache and make room."""
 
-    def place(self, tokens: Tensor, start: int | Tensor) -> Place:
-        """Say where tokens [rows, T] stand: from position `start` on, an int or one per row [rows]."""
+    def place(self, tokens: Tensor | Sequence[int], start: int | Tensor) -> Place:
+        """Say where tokens [rows, T], or those of one row, stand: from position `start` on, or one per row [rows]."""
 
     def embed(self, place: Place) -> Tensor:
         """Return x_0 [rows, T, dim]."""
@@ -92,123 +80,6 @@ def open_range(model: PreTrainedModel, num_positions: int) -> LayerRange:
             hint="Decode it plainly: polyloom layerskip generate --mode plain.",
         )
     return runner
-
-
-class FusedRange:
-    """Llama and Granite in few operations: packed products, rotary positions as one complex product."""
-
-    takes_rows = True
-
-    def __init__(self, model: PreTrainedModel, num_positions: int) -> None:
-        """Pack the weights as they are now.
-
-        Args:
-            model: one that `supports_steps`.
-            num_positions: positions that will be needed at most.
-        """
-        self.steps = steps = Steps(model, num_positions)
-        self.num_layers = len(steps.layers)
-        self.vocab_size = steps.head.shape[0]
-        self.num_positions = num_positions
-        self.num_turned = steps.num_heads + steps.num_groups
-        half = steps.head_dim // 2
-        # Pairs (i, i + half) are laid side by side, so that turning is one complex product. Queries and keys are
-        # permuted alike, which leaves their products as they were.
-        order = torch.arange(steps.head_dim).view(2, half).t().flatten()
-        rows = torch.arange(self.num_turned * steps.head_dim).view(self.num_turned, -1)[:, order].flatten()
-        values = torch.arange(rows.numel(), steps.layers[0].qkv.shape[0])
-        index = torch.cat([rows, values])
-        self.qkv = [layer.qkv[index].contiguous() for layer in steps.layers]
-        self.qkv_bias = [None if layer.qkv_bias is None else layer.qkv_bias[index] for layer in steps.layers]
-        # Steps keeps the sine of the first half negated.
-        self.turn = torch.complex(steps.cos[:, :half], steps.sin[:, half:].contiguous()).unsqueeze(1)
-        self.causal = torch.ones(0, 0, dtype=torch.bool)
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
-
-    def reserve(self, num_rows: int, num_positions: int) -> None:
-        """Empty the cache and make room."""
-        steps = self.steps
-        if num_positions > self.num_positions:
-            raise UserError(f"{num_positions} positions are needed, {self.num_positions} were opened.")
-        if self.keys and self.keys[0].shape[0] == num_rows and self.keys[0].shape[2] >= num_positions:
-            return
-        size = (num_rows, steps.num_groups, num_positions, steps.head_dim)
-        self.keys = [steps.embedding.new_zeros(size) for _ in steps.layers]
-        self.values = [steps.embedding.new_zeros(size) for _ in steps.layers]
-        if num_positions > len(self.causal):
-            self.causal = torch.ones(
-                num_positions, num_positions, dtype=torch.bool, device=steps.embedding.device
-            ).tril()
-
-    def place(self, tokens: Tensor, start: int | Tensor) -> Place:
-        """Say where tokens stand."""
-        width = tokens.shape[1]
-        if isinstance(start, int):
-            end = start + width
-            return Place(
-                tokens, start, None, self.turn[start:end], None if width == 1 else self.causal[start:end, :end]
-            )
-        positions = start[:, None] + torch.arange(width, device=tokens.device)
-        end = int(positions.max()) + 1
-        mask = torch.arange(end, device=tokens.device) <= positions[:, :, None]
-        return Place(tokens, end - width, positions, self.turn[positions], mask[:, None])
-
-    def embed(self, place: Place) -> Tensor:
-        """Return x_0."""
-        x = self.steps.embedding[place.tokens]
-        multiplier = self.steps.embedding_multiplier
-        return x if multiplier == 1 else x * multiplier
-
-    def run(self, x: Tensor, place: Place, first: int, last: int, taps: list[Tensor] | None = None) -> Tensor:
-        """Run layers first .. last-1."""
-        steps, head_dim = self.steps, self.steps.head_dim
-        heads, turned, epsilon, alpha = steps.num_heads, self.num_turned, steps.epsilon, steps.residual_multiplier
-        rows, width = x.shape[0], x.shape[1]
-        dims = x.shape[-1:]
-        start, end = place.start, place.start + width
-        indexed = None if place.rows is None else torch.arange(rows, device=x.device)[:, None]
-        shared = steps.num_heads != steps.num_groups
-        for i in range(first, last):
-            layer = steps.layers[i]
-            inner = functional.rms_norm(x, dims, layer.norm, epsilon)
-            mixed = functional.linear(inner, self.qkv[i], self.qkv_bias[i]).view(rows, width, -1, head_dim)
-            pairs = torch.view_as_complex(mixed[:, :, :turned].reshape(rows, width, turned, -1, 2))
-            spun = torch.view_as_real(pairs * place.turn).flatten(-2)
-            keys, values = self.keys[i], self.values[i]
-            if indexed is None:
-                keys[:, :, start:end] = spun[:, :, heads:].transpose(1, 2)
-                values[:, :, start:end] = mixed[:, :, turned:].transpose(1, 2)
-            else:
-                keys[indexed, :, place.rows] = spun[:, :, heads:]
-                values[indexed, :, place.rows] = mixed[:, :, turned:]
-            out = functional.scaled_dot_product_attention(
-                spun[:, :, :heads].transpose(1, 2),
-                keys[:, :, :end],
-                values[:, :, :end],
-                attn_mask=place.mask,
-                scale=steps.scale,
-                enable_gqa=shared,
-            )
-            out = functional.linear(out.transpose(1, 2).reshape(rows, width, -1), layer.out, layer.out_bias)
-            x = torch.add(x, out, alpha=alpha)
-            inner = functional.rms_norm(x, dims, layer.mlp_norm, epsilon)
-            gate, up = functional.linear(inner, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
-            x = torch.add(x, functional.linear(layer.activation(gate) * up, layer.down, layer.down_bias), alpha=alpha)
-            if taps is not None:
-                taps.append(x)
-        return x
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Return g(x)."""
-        steps = self.steps
-        logits = functional.linear(functional.rms_norm(x, x.shape[-1:], steps.norm, steps.epsilon), steps.head)
-        return logits / steps.logits_scaling if steps.logits_scaling != 1 else logits
-
-    def keep_rows(self, rows: Tensor) -> None:
-        """Drop the cache's other rows."""
-        self.keys = [keys[rows] for keys in self.keys]
-        self.values = [values[rows] for values in self.values]
 
 
 class _PointedLayer(GrowingLayer):  # type: ignore[no-untyped-call]
@@ -258,20 +129,21 @@ class ModelRange:
         self.pointed = [_PointedLayer(num_positions) for _ in range(self.num_layers)]
         self.cache.layers = list(self.pointed)
 
-    def place(self, tokens: Tensor, start: int | Tensor) -> Place:
+    def place(self, tokens: Tensor | Sequence[int], start: int | Tensor) -> Place:
         """Say where tokens stand."""
         assert isinstance(start, int)
-        return Place(tokens, start, None)
+        return Place(as_rows(tokens), start)
 
     def embed(self, place: Place) -> Tensor:
         """Return a placeholder: the model's own forward embeds, adds positions and scales."""
-        return place.tokens
+        return as_rows(place.tokens)
 
     def run(self, x: Tensor, place: Place, first: int, last: int, taps: list[Tensor] | None = None) -> Tensor:
         """Run layers first .. last-1."""
         for layer in self.pointed:
             layer.seek(place.start)
-        width = place.tokens.shape[1]
+        tokens = as_rows(place.tokens)
+        width = tokens.shape[1]
         positions = torch.arange(place.start, place.start + width, device=x.device).clamp(max=self.last_position)[None]
         self._range, self._taps = (first, last), taps
         self._state = None if first == 0 else x
@@ -279,7 +151,7 @@ class ModelRange:
         if self.takes_positions:
             given["position_ids"] = positions
         with replaced_forwards(self.parts.layers, self._gate):
-            self.parts.body(input_ids=place.tokens, use_cache=True, **given)
+            self.parts.body(input_ids=tokens, use_cache=True, **given)
         assert self._state is not None
         return self._state
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from polyloom.core.errors import UserError
-from polyloom.generation.layer_range import LayerRange, Place
+from polyloom.generation.fused_range import Place
+from polyloom.generation.layer_range import LayerRange
 from polyloom.generation.sampling import Decoding
 from polyloom.generation.speculative import Fixed, Generated, Plan, cut_at_end, generate
 

@@ -7,7 +7,7 @@ to floating-point ties; sampled text has the same law.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -16,12 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from polyloom.core.errors import PolyloomError, UserError
+from polyloom.generation.judge import Judge, Processor
 from polyloom.generation.layer_range import LayerRange
-from polyloom.generation.sampling import Decoding, kept_distribution
+from polyloom.generation.sampling import Decoding
 from polyloom.generation.text import TextStream, decode_tokens
-
-Processor = Callable[[Tensor, Tensor], Tensor]
-"""A logits processor of transformers: token ids so far [1, tokens] and scores [1, vocab] to scores."""
 
 
 @dataclass(frozen=True)
@@ -146,94 +144,6 @@ class Fixed:
         """Do nothing."""
 
 
-class Judge:
-    """Drafts and verifies tokens, greedily or by the rule that keeps the whole model's law."""
-
-    def __init__(self, settings: Decoding, processors: Sequence[Processor] = ()) -> None:
-        """Take the settings and logits processors; each sees the whole text before the position it judges."""
-        self.settings = settings
-        self.processors = list(processors)
-        self.greedy = settings.temperature == 0
-        self.generator = torch.Generator().manual_seed(settings.seed)
-        self.simple = self.greedy and not self.processors
-
-    def distribution(self, logits: Tensor, text: Sequence[int]) -> Tensor:
-        """Return the probabilities [vocab] that a token behind `text` is drawn from; one-hot if greedy."""
-        scores = logits[None].float()
-        ids = torch.tensor([list(text)], device=logits.device)
-        for processor in self.processors:
-            scores = processor(ids, scores)
-        if self.greedy:
-            return torch.nn.functional.one_hot(scores.argmax(-1), scores.shape[-1])[0].double()
-        one = self.settings
-        device = logits.device
-        probabilities, order = kept_distribution(
-            scores,
-            torch.tensor([one.temperature], device=device),
-            torch.tensor([one.top_k], device=device),
-            torch.tensor([one.top_p], dtype=torch.float64, device=device),
-        )
-        kept = probabilities[0] / probabilities[0].sum()
-        return torch.zeros_like(kept).scatter_(0, order[0], kept)
-
-    def draw(self, probabilities: Tensor) -> int:
-        """Draw a token."""
-        if self.greedy:
-            return int(probabilities.argmax())
-        cumulative = probabilities.cumsum(0)
-        target = torch.rand((), generator=self.generator, dtype=torch.float64).to(cumulative) * cumulative[-1]
-        last = int(probabilities.nonzero()[-1])
-        return min(int(torch.searchsorted(cumulative, target, right=True)), last)
-
-    def choose(self, logits: Tensor, text: Sequence[int]) -> tuple[int, Tensor | None]:
-        """Choose a token behind `text`; return it and the distribution it was drawn from (None: certain)."""
-        if self.simple:
-            return int(logits.argmax()), None
-        probabilities = self.distribution(logits, text)
-        return self.draw(probabilities), probabilities
-
-    def verify(
-        self, logits: Tensor, drafts: Sequence[int], qs: Sequence[Tensor | None], text: Sequence[int]
-    ) -> tuple[list[int], int]:
-        """Accept drafts and add a token of the whole model.
-
-        Args:
-            logits: the whole model's [positions, vocab], one position per draft and, unless the draft ended the text,
-                one more.
-            drafts: drafted tokens.
-            qs: what each was drawn from; None for a certain token.
-            text: everything before the first draft.
-
-        Returns:
-            The tokens to emit, and how many of them are accepted drafts.
-        """
-        if self.simple:
-            best = logits.argmax(-1).tolist()
-            accepted = 0
-            while accepted < len(drafts) and drafts[accepted] == best[accepted]:
-                accepted += 1
-            return best[: accepted + 1], accepted
-        return self._verify_law(logits, drafts, qs, list(text))
-
-    def _verify_law(
-        self, logits: Tensor, drafts: Sequence[int], qs: Sequence[Tensor | None], text: list[int]
-    ) -> tuple[list[int], int]:
-        """Accept with probability min(1, p/q), else draw from max(p - q, 0) (Leviathan et al. 2023, algorithm 1)."""
-        emitted: list[int] = []
-        for row, (token, q) in enumerate(zip(drafts, qs, strict=True)):
-            p = self.distribution(logits[row], text + emitted)
-            taken = torch.zeros_like(p).index_fill_(0, torch.tensor([token], device=p.device), 1.0) if q is None else q
-            uniform = float(torch.rand((), generator=self.generator, dtype=torch.float64))
-            if uniform * float(taken[token]) >= float(p[token]):
-                residual = (p - taken).clamp(min=0)
-                emitted.append(self.draw(residual if float(residual.sum()) > 1e-12 else p))
-                return emitted, row
-            emitted.append(token)
-        if len(logits) > len(drafts):
-            emitted.append(self.choose(logits[len(drafts)], text + emitted)[0])
-        return emitted, len(drafts)
-
-
 def check_request(prompt: Sequence[int], settings: Decoding, vocab_size: int, num_positions: int) -> None:
     """Refuse what cannot be decoded, before any work.
 
@@ -282,7 +192,7 @@ def speculate(
         return
     runner.reserve(1, len(prompt) + budget)
     with torch.inference_mode():
-        place = runner.place(torch.tensor([list(prompt)]), 0)
+        place = runner.place(list(prompt), 0)
         x = runner.run(runner.embed(place), place, 0, runner.num_layers)
         logits = runner.logits(x[:, -1:])[0, 0]
         if not bool(torch.isfinite(logits.max())):
@@ -351,12 +261,12 @@ def _round(
     found = lookup.find(plan.lookup, min(plan.lookup_tokens, num_left - 1)) if plan.lookup and num_left > 1 else []
     if found or not plan.draft_tokens or num_left == 1:
         drafts, qs = found, [None] * len(found)
-        place = runner.place(torch.tensor([[text[-1], *drafts]]), position)
+        place = runner.place([text[-1], *drafts], position)
         x = runner.run(runner.embed(place), place, 0, last, taps)
     else:
         drafts, qs, early, early_taps = _draft(runner, text, plan, num_left - 1, ends, judge, wants_states)
         width = early.shape[1]
-        place = runner.place(torch.tensor([[text[-1], *drafts][:width]]), position)
+        place = runner.place([text[-1], *drafts][:width], position)
         if taps is not None:
             taps += early_taps
         x = runner.run(early, place, plan.exit_layer, last, taps)
@@ -384,7 +294,7 @@ def _draft(
     states: list[Tensor] = []
     all_taps: list[list[Tensor]] = []
     while True:
-        place = runner.place(torch.tensor([[token]]), position + len(drafts))
+        place = runner.place([token], position + len(drafts))
         taps: list[Tensor] | None = [] if wants_states else None
         x = runner.run(runner.embed(place), place, 0, exit_layer, taps)
         states.append(x)
@@ -393,7 +303,7 @@ def _draft(
         if len(drafts) == wanted:
             break
         logits = runner.logits(x)[0, 0]
-        if plan.confidence and float(logits.softmax(-1).max()) < plan.confidence:
+        if plan.confidence and probability(logits) < plan.confidence:
             break
         token, q = judge.choose(logits, text + drafts)
         drafts.append(token)
@@ -403,6 +313,11 @@ def _draft(
             break
     early_taps = [torch.cat(layer, dim=1) for layer in zip(*all_taps, strict=True)]
     return drafts, qs, torch.cat(states, dim=1), early_taps
+
+
+def probability(logits: Tensor) -> float:
+    """Return the probability of the most probable token, from logits [vocab]."""
+    return float(logits.softmax(-1).max())
 
 
 def plain_tokens(
@@ -416,10 +331,10 @@ def plain_tokens(
     tokens, position = list(prompt), 0
     for _ in range(budget):
         with torch.inference_mode():
-            place = runner.place(torch.tensor([tokens]), position)
+            place = runner.place(tokens, position)
             x = runner.run(runner.embed(place), place, 0, last)
             position += len(tokens)
-            tokens = [int(runner.logits(x[:, -1:]).argmax())]
+            tokens = [int(runner.logits(x[:, -1]).argmax())]
         yield tokens[0]
         if tokens[0] in ends:
             return
@@ -454,7 +369,6 @@ def generate(
     if tokenizer is None and (settings.stop or on_text):
         raise UserError("stop texts and streaming need a tokenizer.")
     result = Generated()
-    stream = TextStream(tokenizer, settings.stop) if tokenizer is not None and (settings.stop or on_text) else None
     rounds = speculate(
         runner,
         prompt,
@@ -464,18 +378,29 @@ def generate(
         judge=Judge(settings, processors),
         counts=result.counts,
     )
-    for tokens in rounds:
-        for token in tokens:
-            result.tokens.append(token)
-            if token in ends:
-                result.finish_reason = "eos"
-                break
-            if stream is not None and (piece := stream.push(token)) and on_text:
-                on_text(piece)
-            if stream is not None and stream.stopped:
-                result.finish_reason = "stop"
-                break
-        if result.finish_reason == "stop":
+    take(result, rounds, settings.stop, ends, tokenizer, on_text)
+    return result
+
+
+def take(
+    result: Generated,
+    rounds: Iterable[list[int]],
+    stop: tuple[str, ...],
+    ends: frozenset[int],
+    tokenizer: PreTrainedTokenizerBase | None,
+    on_text: Callable[[str], None] | None,
+) -> None:
+    """Take tokens into a continuation until an end token, a stop text or their end; make and stream its text."""
+    stream = TextStream(tokenizer, stop) if tokenizer is not None and (stop or on_text) else None
+    for token in (token for tokens in rounds for token in tokens):
+        result.tokens.append(token)
+        if token in ends:
+            result.finish_reason = "eos"
+            break
+        if stream is not None and (piece := stream.push(token)) and on_text:
+            on_text(piece)
+        if stream is not None and stream.stopped:
+            result.finish_reason = "stop"
             break
     if stream is not None:
         rest = stream.finish()
@@ -487,4 +412,3 @@ def generate(
     elif tokenizer is not None:
         tokens = result.tokens[:-1] if result.finish_reason == "eos" else result.tokens
         result.text = decode_tokens(tokenizer, tokens)
-    return result

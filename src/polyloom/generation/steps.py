@@ -43,7 +43,9 @@ MAX_PARAMETERS = 64_000_000
 
 
 @dataclass(frozen=True)
-class _Layer:
+class PackedLayer:
+    """One layer's weights as `Steps` multiplies by them."""
+
     norm: Tensor
     qkv: Tensor
     qkv_bias: Tensor | None
@@ -130,7 +132,7 @@ class Steps:
         return logits / self.logits_scaling if self.logits_scaling != 1 else logits
 
     def _attend(
-        self, layer: _Layer, memory: Any, x: Tensor, rows: int, cos: Tensor, sin: Tensor, attended: Tensor | None
+        self, layer: PackedLayer, memory: Any, x: Tensor, rows: int, cos: Tensor, sin: Tensor, attended: Tensor | None
     ) -> Tensor:
         inner = functional.rms_norm(x, x.shape[-1:], layer.norm, self.epsilon)
         heads = functional.linear(inner, layer.qkv, layer.qkv_bias).view(rows, -1, self.head_dim)
@@ -150,11 +152,11 @@ def all_kept(cache: Cache) -> bool:
     return all(type(layer) is GrowingLayer for layer in cache.layers)
 
 
-def _packed(layer: Any) -> _Layer:
+def _packed(layer: Any) -> PackedLayer:
     attention, mlp = layer.self_attn, layer.mlp
     qkv, qkv_bias = _stack(attention.q_proj, attention.k_proj, attention.v_proj)
     gate_up, gate_up_bias = _stack(mlp.gate_proj, mlp.up_proj)
-    return _Layer(
+    return PackedLayer(
         norm=layer.input_layernorm.weight,
         qkv=qkv,
         qkv_bias=qkv_bias,

@@ -48,6 +48,7 @@ def test_json_lines_of_the_known_kinds_are_read(tmp_path: Path) -> None:
         {"prompt": "def f():", "canonical_solution": " return 1"},
         {"utterance": "u", "semantic_parse": "[IN:X ]"},
         {"prompt": "alone"},
+        {"article": "long", "highlights": "a\nb"},
     ]
     text = "\n".join(map(json.dumps, rows))
     (tmp_path / "a.jsonl").write_text(text)
@@ -57,6 +58,7 @@ def test_json_lines_of_the_known_kinds_are_read(tmp_path: Path) -> None:
     assert read[:2] == [Example("a", "b", "sw"), Example("first", "", "writing")]
     assert read[3] == Example("u =>", " [IN:X ]")
     assert read[4].response == ""
+    assert read[5] == Example("Article: long\nSummary:", " a b")
 
 
 @pytest.mark.parametrize(

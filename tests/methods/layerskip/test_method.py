@@ -18,6 +18,7 @@ from polyloom.methods.layerskip.method import (
     exit_scale,
     exit_weights,
     layer_curve,
+    replay_drafts,
     replay_rounds,
     run_lengths,
     speed_up,
@@ -148,6 +149,14 @@ def test_replay_equals_a_walk_over_the_bits(bits: list[bool], gamma: int) -> Non
         at += accepted + 1
         rounds += 1
     assert replay_rounds(run_lengths(bits), gamma) == rounds
+
+
+def test_replay_with_thresholds_by_hand() -> None:
+    lengths, confident = run_lengths([True, True, False, True, True]), run_lengths([True, False, True, True, True])
+    # Drafts one token and stops unsure; then at 2 drafts two, of which the first is wrong; then the last two.
+    assert replay_drafts(lengths, confident, 2) == [1, 2, 2]
+    assert len(replay_drafts(lengths, [9] * 5, 2)) == replay_rounds(lengths, 2)
+    assert replay_drafts(lengths, [0] * 5, 2) == [0] * 5
 
 
 def test_perfect_and_hopeless_drafts_bound_the_rounds() -> None:

@@ -14,6 +14,7 @@ from polyloom.generation.layer_range import open_range
 from polyloom.generation.sampling import Decoding
 from polyloom.generation.speculative import PLAIN, Plan, speculate
 from polyloom.methods import layerskip
+from polyloom.methods.layerskip import energy
 from polyloom.methods.layerskip.adaptive import Adaptive
 from polyloom.methods.layerskip.bench import first_divergence
 from polyloom.methods.layerskip.calibration import (
@@ -163,12 +164,39 @@ def test_calibrate_with_a_sweep_measures_what_it_predicted(cli: Callable[..., An
 
 
 def test_bench_gives_the_same_tokens_as_every_peer(cli: Callable[..., Any], trained: Path) -> None:
-    found = scalars(cli("layerskip", "bench", "--model", trained, *SMALL, "--rounds", "1", "--adaptive", "--json"))
+    found = scalars(
+        cli("layerskip", "bench", "--model", trained, *SMALL, "--rounds", "1", "--adaptive", "--watts", "9", "--json")
+    )
     assert found["same_tokens"] is True
     assert found["same_tokens_as_hf"] is True
     for peer in ("plain", "hf_greedy", "hf_early_exit", "hf_prompt_lookup", "adaptive"):
         assert found[f"speed_over_{peer}"] > 0
+    assert found["mixed_same_tokens"] is True
+    assert found["mixed_adaptive_over_best_fixed"] > 0
+    assert found["joules_per_token_plain"] > 0
     assert found["flops_per_token"] > found["flops_per_token_plain"] > 0
+
+
+def test_energy_is_counted_by_token_with_idling_subtracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert energy.open_counter(torch.device("cpu")) is None or energy.POWERCAP.exists()
+    (tmp_path / "intel-rapl:0").mkdir()
+    file = tmp_path / "intel-rapl:0" / "energy_uj"
+    file.write_text("5000000")
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path)
+    name, counter = energy.open_counter(torch.device("cpu")) or ("", lambda: 0.0)
+    assert (name, counter()) == ("RAPL", 5.0)
+
+    def decode() -> list[int]:
+        file.write_text("9000000")
+        return [1, 2]
+
+    assert energy.joules_per_token(counter, [decode], 0.0) == pytest.approx(2.0)
+    file.write_text("10000000")
+    assert energy.joules_per_token(counter, [decode], 0.0) is None
+    monkeypatch.setattr(energy, "IDLE_SECONDS", 0.0)
+    assert energy.measure_idle_watts(counter) == 0.0
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path / "none")
+    assert energy.open_counter(torch.device("cpu")) is None
 
 
 def test_verify_compares_all_pairs_and_the_sampling_rule(cli: Callable[..., Any], trained: Path) -> None:
@@ -181,7 +209,7 @@ def test_verify_compares_all_pairs_and_the_sampling_rule(cli: Callable[..., Any]
 def test_verify_calls_a_real_difference_a_bug(
     cli: Callable[..., Any], trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polyloom.methods.layerskip.bench_study.theirs", lambda model, work: lambda: [[7]] * 4)
+    monkeypatch.setattr("polyloom.methods.layerskip.bench_study.theirs", lambda model, work: [lambda: [7]] * 4)
     answer = cli("layerskip", "verify", "--model", trained, *SMALL)
     assert answer.exit_code == 1
     assert "leaves plain decoding at" in answer.stderr

@@ -101,7 +101,7 @@ CARD = RoomCard(
             "calibrate",
             "Find the fastest exit and draft length from one plain decoding.",
             f"{_ROOM}.config:CalibrateConfig",
-            f"{_ROOM}.study:run_calibrate",
+            f"{_ROOM}.sweep:run_calibrate",
         ),
         Verb(
             "bench",
@@ -138,7 +138,7 @@ CARD = RoomCard(
         Equation("e(l) = e_scale l (l+1) / 2, last: more", "weight of an exit (6)", f"{_METHOD}:exit_scale"),
         Equation("e~ = C e / sum C e", "weights under a curriculum (6)", f"{_METHOD}:exit_weights"),
         Equation("C(t, l)", "rotational and gradual curricula", f"{_METHOD}:active_exits"),
-        Equation("min(1, p/q), max(p - q, 0)", "lossless sampling", "polyloom.generation.speculative:Judge"),
+        Equation("min(1, p/q), max(p - q, 0)", "lossless sampling", "polyloom.generation.judge:Judge"),
         Equation("sum min(p, q) = 1 - TV", "chance of acceptance", f"{_METHOD}:acceptance"),
         Equation("tau = (1 - b^{g+1}) / (1 - b)", "tokens per round", f"{_METHOD}:tokens_per_round"),
         Equation("(g+1) E c_1 + g n_1 + (L-E) c_{g+1} + n_{g+1}", "cost of a round", f"{_METHOD}:round_cost"),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,12 +13,11 @@ from transformers import PreTrainedModel
 
 from polyloom.generation.layer_range import LayerRange
 from polyloom.generation.sampling import Decoding
-from polyloom.generation.speculative import PLAIN, Plan, plain_tokens, speculate
-from polyloom.methods.layerskip.adaptive import Adaptive
-from polyloom.methods.layerskip.calibration import Costs, decode_all
+from polyloom.generation.speculative import Controller, Fixed, Plan, plain_tokens, speculate
 from polyloom.methods.layerskip.embedded import quiet_generate
 
-POWERCAP = Path("/sys/class/powercap")
+Decoder = list[Callable[[], list[int]]]
+"""Decodes each prompt of a workload to its new tokens."""
 
 
 @dataclass(frozen=True)
@@ -31,85 +29,64 @@ class Workload:
     ends: frozenset[int]
 
 
-def ours(runner: LayerRange, work: Workload, plan: Plan) -> Callable[[], list[list[int]]]:
-    """Return the work of decoding all prompts with a plan."""
-    return lambda: decode_all(runner, work.prompts, work.budget, plan, work.ends)[0]
+def ours(runner: LayerRange, work: Workload, plan: Plan) -> Decoder:
+    """Return the work of decoding each prompt with a plan."""
+    return [partial(_one, runner, prompt, work, Fixed(plan)) for prompt in work.prompts]
 
 
-def ours_plain(runner: LayerRange, work: Workload) -> Callable[[], list[list[int]]]:
-    """Return the work of decoding all prompts plainly, in the shortest loop."""
-    return lambda: [list(plain_tokens(runner, prompt, work.budget, work.ends)) for prompt in work.prompts]
+def ours_plain(runner: LayerRange, work: Workload) -> Decoder:
+    """Return the work of decoding each prompt plainly, in the shortest loop."""
+    return [partial(_plain, runner, prompt, work) for prompt in work.prompts]
 
 
-def ours_adaptive(
-    runner: LayerRange, work: Workload, costs: Costs, start: Plan = PLAIN
-) -> Callable[[], list[list[int]]]:
-    """Return the work of decoding all prompts with one adaptive controller, which learns from one to the next."""
-
-    def decode() -> list[list[int]]:
-        controller = Adaptive(runner, costs, start)
-        texts = []
-        for prompt in work.prompts:
-            rounds = speculate(runner, prompt, Decoding(work.budget), controller, ends=work.ends)
-            texts.append([token for tokens in rounds for token in tokens])
-        return texts
-
-    return decode
+def ours_adaptive(runner: LayerRange, work: Workload, controller: Controller) -> Decoder:
+    """Return the work of decoding each prompt with one controller, which learns from one to the next."""
+    return [partial(_one, runner, prompt, work, controller) for prompt in work.prompts]
 
 
-def theirs(model: PreTrainedModel, work: Workload, **options: Any) -> Callable[[], list[list[int]]]:
-    """Return the work of transformers' `generate`, greedy, one prompt at a time."""
+def _one(runner: LayerRange, prompt: list[int], work: Workload, controller: Controller) -> list[int]:
+    rounds = speculate(runner, prompt, Decoding(work.budget), controller, ends=work.ends)
+    return [token for tokens in rounds for token in tokens]
+
+
+def _plain(runner: LayerRange, prompt: list[int], work: Workload) -> list[int]:
+    return list(plain_tokens(runner, prompt, work.budget, work.ends))
+
+
+def theirs(model: PreTrainedModel, work: Workload, **options: Any) -> Decoder:
+    """Return the work of transformers' `generate` on each prompt, greedy."""
     generate: Callable[..., torch.Tensor] = model.generate  # type: ignore[assignment]
 
-    def decode() -> list[list[int]]:
-        texts = []
+    def decode(prompt: list[int]) -> list[int]:
         with quiet_generate(), warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")
-            for prompt in work.prompts:
-                tokens = torch.tensor([prompt])
-                output = generate(
-                    tokens,
-                    attention_mask=torch.ones_like(tokens),
-                    do_sample=False,
-                    max_new_tokens=work.budget,
-                    pad_token_id=0,
-                    eos_token_id=sorted(work.ends) or None,
-                    **options,
-                )
-                texts.append([int(token) for token in output[0, len(prompt) :]])
-        return texts
+            tokens = torch.tensor([prompt])
+            output = generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                do_sample=False,
+                max_new_tokens=work.budget,
+                pad_token_id=0,
+                eos_token_id=sorted(work.ends) or None,
+                **options,
+            )
+        return [int(token) for token in output[0, len(prompt) :]]
 
-    return decode
+    return [partial(decode, prompt) for prompt in work.prompts]
+
+
+def texts_of(decoder: Decoder) -> list[list[int]]:
+    """Decode every prompt."""
+    return [decode() for decode in decoder]
 
 
 def slices_layers(model: PreTrainedModel) -> bool:
     """Say whether transformers' early exit works on a model: exits 1 and L-1 give the same greedy text."""
     work = Workload([[1, 2, 3]], 4, frozenset())
     try:
-        exact = theirs(model, work)()
-        return theirs(model, work, assistant_early_exit=1)() == exact
+        return texts_of(theirs(model, work, assistant_early_exit=1)) == texts_of(theirs(model, work))
     except (IndexError, ValueError, TypeError, AttributeError, RuntimeError):
         return False
-
-
-@contextmanager
-def joules():  # type: ignore[no-untyped-def]
-    """Yield a function to the joules that the machine's RAPL counters have counted since; None without them."""
-    counters = [path / "energy_uj" for path in sorted(POWERCAP.glob("intel-rapl:?"))]
-
-    def read() -> int | None:
-        try:
-            return sum(int(path.read_text()) for path in counters) if counters else None
-        except OSError:
-            return None
-
-    start = read()
-
-    def spent() -> float | None:
-        end = read()
-        return None if start is None or end is None or end < start else (end - start) / 1e6
-
-    yield spent
 
 
 def token_costs(model: PreTrainedModel, plan: Plan, num_layers: int, tau: float) -> tuple[float, float]:

@@ -2,54 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
+from typing import NamedTuple
 
+import torch
 from transformers import PreTrainedModel
 
 from polyloom.core.result import Cell, Result, Scalar, Series, Table
 from polyloom.generation.layer_range import open_range
 from polyloom.generation.speculative import PLAIN, Plan
-from polyloom.methods.layerskip.adaptive import describe
+from polyloom.methods.layerskip.adaptive import Adaptive, describe
 from polyloom.methods.layerskip.bench import (
+    Decoder,
     Divergence,
     Workload,
     first_divergence,
-    joules,
     logit_gap,
     ours,
     ours_adaptive,
     ours_plain,
     slices_layers,
+    texts_of,
     theirs,
     token_costs,
 )
-from polyloom.methods.layerskip.calibration import best_plan, decode_all
+from polyloom.methods.layerskip.calibration import best_plan, calibrate, decode_all
 from polyloom.methods.layerskip.config import BenchConfig, VerifyConfig
 from polyloom.methods.layerskip.embedded import (
     choose_prompts,
     prepare,
     random_prompts,
     shrunk_model,
+    useless_model,
 )
+from polyloom.methods.layerskip.energy import joules_per_token, measure_idle_watts, open_counter
 from polyloom.methods.layerskip.sampling_test import sampling_p_values
-from polyloom.methods.layerskip.study import calibrate
+from polyloom.methods.layerskip.stream import adaptive_scalars
 from polyloom.methods.layerskip.timing import Ratio, interleaved_seconds, speed_over
 from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run
 
-Loaded = tuple[PreTrainedModel, Workload, list[str]]
+RANDOM_LENGTH = 32
+SEARCH_PROMPTS, SEARCH_TOKENS = 3, 24
+RANDOM_MODELS = {"shrunk": shrunk_model, "useless": useless_model}
+
+
+class Loaded(NamedTuple):
+    """A model, prompts to calibrate on, prompts to time, and remarks."""
+
+    model: PreTrainedModel
+    sample: list[list[int]]
+    work: Workload
+    limitations: list[str]
 
 
 def _load(config: BenchConfig | VerifyConfig, run: Run) -> Loaded:
-    if config.model == "shrunk":
+    num = config.num_prompts
+    if config.model in RANDOM_MODELS:
         pin_threads()
-        model = shrunk_model(config.seed)
-        work = Workload(random_prompts(4096, config.num_prompts, 32, config.seed), config.max_new_tokens, frozenset())
-        return model, work, ["Random weights: the figures are of the loops, not of a language model."]
+        model = RANDOM_MODELS[config.model](config.seed)
+        prompts = random_prompts(int(model.config.vocab_size), 2 * num, RANDOM_LENGTH, config.seed)
+        work = Workload(prompts[num:], config.max_new_tokens, frozenset())
+        limits = ["Random weights: the figures are of the loops, not of a language model."]
+        return Loaded(model, prompts[:num], work, limits)
     prepared = prepare(config, run)
-    prompts = [one.prompt for one in choose_prompts(config, prepared)]
-    return prepared.model, Workload(prompts, config.max_new_tokens, prepared.ends), prepared.limitations
+    chosen = [one.prompt for one in choose_prompts(config, prepared, 2 * num)]
+    limits = list(prepared.limitations)
+    if len(chosen) > 1:
+        num = min(num, len(chosen) // 2)
+    else:
+        num = 0
+        limits.append("There is one prompt: what is calibrated on is what is timed.")
+    work = Workload(chosen[num : num + config.num_prompts], config.max_new_tokens, prepared.ends)
+    return Loaded(prepared.model, chosen[:num] or chosen, work, limits)
 
 
 def run_bench(config: BenchConfig, run: Run) -> Result:
@@ -65,23 +90,22 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
     Raises:
         UserError: as `open_range`.
     """
-    model, work, limitations = _load(config, run)
-    runner = open_range(model, max(map(len, work.prompts)) + work.budget + 16)
-    cells, costs, _ = calibrate(runner, work.prompts, work.budget, work.ends)
+    model, sample, work, limitations = _load(config, run)
+    runner = open_range(model, max(RANDOM_LENGTH, *map(len, [*sample, *work.prompts])) + work.budget + 16)
+    cells, costs, traces, _ = calibrate(runner, sample, work.budget, work.ends)
     plan, predicted = best_plan(cells)
-    alternatives: dict[str, Callable[[], list[list[int]]]] = {
+    alternatives: dict[str, Decoder] = {
         "plain": ours_plain(runner, work),
         "speculative": ours(runner, work, plan),
         "hf_greedy": theirs(model, work),
         "hf_prompt_lookup": theirs(model, work, prompt_lookup_num_tokens=8),
     }
     if config.adaptive:
-        alternatives["adaptive"] = ours_adaptive(runner, work, costs, plan)
+        alternatives["adaptive"] = ours_adaptive(runner, work, Adaptive(runner, costs, traces=traces))
     limitations = [*limitations, _add_early_exit(alternatives, model, work, runner.num_layers)]
-    texts = {name: decode() for name, decode in alternatives.items()}
-    with run.progress("bench", config.rounds + 1) as advance, joules() as spent:
+    texts = {name: texts_of(decoder) for name, decoder in alternatives.items()}
+    with run.progress("bench", config.rounds + 1) as advance:
         seconds = interleaved_seconds(alternatives, config.rounds, advance)
-        energy = spent()
     ratios = {name: speed_over(own, seconds["speculative"]) for name, own in seconds.items() if name != "speculative"}
     scalars = {f"speed_over_{name}": _scalar(ratio) for name, ratio in ratios.items()}
     num_tokens = sum(map(len, texts["plain"]))
@@ -96,9 +120,11 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
         "same_tokens": Scalar(value=different["speculative"] == 0),
         "same_tokens_as_hf": Scalar(value=different["hf_greedy"] == 0),
     }
-    scalars |= _energy_scalars(
-        model, config, plan, runner.num_layers, counts.tokens_per_round, min(seconds["speculative"]), num_tokens, energy
-    )
+    if config.adaptive:
+        scalars |= adaptive_scalars(runner, sample, work, costs, config)
+    tau = counts.tokens_per_round
+    scalars |= _cost_scalars(model, plan, runner.num_layers, tau)
+    scalars |= _energy_scalars(model.device, config.watts, alternatives, seconds, num_tokens)
     rows: list[list[Cell]] = [
         [name, num_tokens / min(own), speed_over(seconds["plain"], own).value, different[name]]
         for name, own in seconds.items()
@@ -128,13 +154,21 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
             f"{over.value:.2f} times as fast as our plain decoding and "
             f"{scalars['speed_over_hf_greedy'].value:.2f} times as fast as transformers' greedy `generate`."
         ],
-        limitations=[*limitations, "Ratios of CPU seconds on one thread of this machine, prefill included."],
+        limitations=[
+            *limitations,
+            *_energy_remark(scalars),
+            "Ratios of CPU seconds on one thread of this machine, prefill included.",
+        ],
     )
 
 
-def _add_early_exit(
-    alternatives: dict[str, Callable[[], list[list[int]]]], model: PreTrainedModel, work: Workload, num_layers: int
-) -> str:
+def _energy_remark(scalars: dict[str, Scalar]) -> list[str]:
+    if "joules_per_token_plain" in scalars:
+        return []
+    return ["No energy counter (RAPL, NVML) can be read here; --watts gives an estimate from CPU seconds."]
+
+
+def _add_early_exit(alternatives: dict[str, Decoder], model: PreTrainedModel, work: Workload, num_layers: int) -> str:
     """Add transformers' early exit at its best exit, where it works; return what to say of it."""
     if not slices_layers(model):
         return "transformers' early exit does not work on this architecture."
@@ -144,7 +178,7 @@ def _add_early_exit(
 
 
 def _best_peer_exit(model: PreTrainedModel, work: Workload, num_layers: int) -> int:
-    few = Workload(work.prompts[:4], work.budget, work.ends)
+    few = Workload(work.prompts[:SEARCH_PROMPTS], min(work.budget, SEARCH_TOKENS), work.ends)
     candidates = {str(e): theirs(model, few, assistant_early_exit=e) for e in range(1, num_layers)}
     seconds = interleaved_seconds(candidates, 1)
     return int(min(seconds, key=lambda name: min(seconds[name])))
@@ -158,27 +192,35 @@ def _num_different(a: list[list[int]], b: list[list[int]]) -> int:
     return sum(one != other for one, other in zip(a, b, strict=True))
 
 
-def _energy_scalars(
-    model: PreTrainedModel,
-    config: BenchConfig,
-    plan: Plan,
-    num_layers: int,
-    tau: float,
-    seconds: float,
-    num_tokens: int,
-    energy: float | None,
-) -> dict[str, Scalar]:
+def _cost_scalars(model: PreTrainedModel, plan: Plan, num_layers: int, tau: float) -> dict[str, Scalar]:
     flops, read = token_costs(model, plan, num_layers, tau)
     plain_flops, plain_read = token_costs(model, PLAIN, num_layers, 1.0)
-    scalars = {
+    return {
         "flops_per_token": Scalar(value=flops),
         "flops_per_token_plain": Scalar(value=plain_flops),
         "weight_bytes_per_token": Scalar(value=read, unit="B"),
         "weight_bytes_per_token_plain": Scalar(value=plain_read, unit="B"),
-        "joules_counted": Scalar(value=energy, unit="J, whole machine, all methods"),
     }
-    if config.watts is not None:
-        scalars["joules_per_token_estimate"] = Scalar(value=config.watts * seconds / num_tokens, unit="J (ESTIMATE)")
+
+
+def _energy_scalars(
+    device: torch.device,
+    watts: float | None,
+    alternatives: dict[str, Decoder],
+    seconds: dict[str, list[float]],
+    num_tokens: int,
+) -> dict[str, Scalar]:
+    """Return joules per token, counted where the machine counts; else, if watts are given, an estimate."""
+    found = open_counter(device)
+    idle = measure_idle_watts(found[1]) if found else 0.0
+    scalars = {}
+    for name in ("plain", "speculative"):
+        if found:
+            joules = joules_per_token(found[1], alternatives[name], idle)
+            scalars[f"joules_per_token_{name}"] = Scalar(value=joules, unit=f"J ({found[0]}, idle subtracted)")
+        elif watts is not None:
+            joules = watts * min(seconds[name]) / num_tokens
+            scalars[f"joules_per_token_{name}"] = Scalar(value=joules, unit="J (ESTIMATE: CPU seconds x --watts)")
     return scalars
 
 
@@ -198,10 +240,10 @@ def run_verify(config: VerifyConfig, run: Run) -> Result:
     """
     from polyloom.core.errors import PolyloomError
 
-    model, work, limitations = _load(config, run)
+    model, _, work, limitations = _load(config, run)
     runner = open_range(model, max(map(len, work.prompts)) + work.budget + 16)
-    plain = ours_plain(runner, work)()
-    library = theirs(model, work)()
+    plain = texts_of(ours_plain(runner, work))
+    library = texts_of(theirs(model, work))
     found = [_divergence(model, work, plain, text, row, 0, 0) for row, text in enumerate(library)]
     pairs = [(e, g) for e in range(1, runner.num_layers) for g in config.draft_lengths]
     with run.progress("verify", len(pairs)) as advance:

@@ -6,24 +6,33 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import NamedTuple
 
 import torch
 
 from polyloom.generation.layer_range import LayerRange
 from polyloom.generation.sampling import Decoding
-from polyloom.generation.speculative import PLAIN, Counts, Fixed, Plan, Round, speculate
+from polyloom.generation.speculative import PLAIN, Counts, Fixed, Plan, Round, probability, speculate
 from polyloom.methods.layerskip.method import replay_rounds, round_cost, run_lengths
 
 DRAFT_LENGTHS = (1, 2, 3, 4, 5, 6, 8)
 WORTH_IT = 1.02
+POSITION = 48
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One plain decoding: its tokens, and for every exit 1 .. L-1 whether it gave each token behind the first."""
+    """One plain decoding.
+
+    Attributes:
+        tokens: its tokens.
+        bits: for every exit 1 .. L-1, whether it gave each token behind the first.
+        confidences: the probability of the token that it gave there.
+    """
 
     tokens: list[int]
     bits: list[list[bool]]
+    confidences: list[list[float]]
 
 
 class _Recorder:
@@ -32,19 +41,22 @@ class _Recorder:
     def __init__(self, runner: LayerRange) -> None:
         self.runner = runner
         self.bits: list[list[bool]] = [[] for _ in range(runner.num_layers - 1)]
+        self.confidences: list[list[float]] = [[] for _ in range(runner.num_layers - 1)]
         self.wants_states = True
 
     def plan(self) -> Plan:
         return PLAIN
 
     def observe(self, done: Round) -> None:
-        assert done.states is not None
-        for bits, agreed in zip(self.bits, agreements(self.runner, done), strict=True):
-            bits += agreed
+        agreed, sure = agreements(self.runner, done)
+        for bits, new in zip(self.bits, agreed, strict=True):
+            bits += new
+        for confidences, values in zip(self.confidences, sure, strict=True):
+            confidences += values
 
 
-def agreements(runner: LayerRange, done: Round) -> list[list[bool]]:
-    """Return for exits 1 .. L-1 whether each would have given the round's tokens.
+def agreements(runner: LayerRange, done: Round) -> tuple[list[list[bool]], list[list[float]]]:
+    """Return for exits 1 .. L-1 whether each would have given the round's tokens, and how sure it was of its own.
 
     Args:
         runner: the model.
@@ -52,27 +64,33 @@ def agreements(runner: LayerRange, done: Round) -> list[list[bool]]:
     """
     assert done.states is not None
     with torch.inference_mode():
-        best = runner.logits(done.states[:-1]).argmax(-1)
-        agreed: list[list[bool]] = (best == torch.tensor(done.emitted, device=best.device)).tolist()
-    return agreed
+        logits = runner.logits(done.states[:-1])
+        best, tokens = logits.max(-1)
+        agreed: list[list[bool]] = (tokens == torch.tensor(done.emitted, device=tokens.device)).tolist()
+        sure: list[list[float]] = (best - logits.logsumexp(-1)).exp().tolist()
+    return agreed, sure
 
 
 def record(runner: LayerRange, prompt: Sequence[int], budget: int, ends: frozenset[int]) -> Trace:
     """Decode a prompt plainly and keep the agreement bits of every exit."""
     recorder = _Recorder(runner)
     rounds = speculate(runner, prompt, Decoding(budget), recorder, ends=ends)
-    return Trace([token for tokens in rounds for token in tokens], recorder.bits)
+    return Trace([token for tokens in rounds for token in tokens], recorder.bits, recorder.confidences)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Measured seconds: c_T of one layer and n_T of the rest of a pass, for T = 1, 2, ... new tokens."""
+    """Measured seconds: c_T of one layer and n_T of the rest of a pass, for T = 1, 2, ... new tokens.
+
+    `confidence` is what it takes to know how probable a drafted token is.
+    """
 
     layer: list[float]
     head: list[float]
+    confidence: float = 0.0
 
 
-def measure_costs(runner: LayerRange, position: int, widest: int, rounds: int = 9) -> Costs:
+def measure_costs(runner: LayerRange, position: int, widest: int, rounds: int = 15) -> Costs:
     """Measure c_T and n_T in CPU seconds, interleaved over T; each is the median of paired rounds.
 
     Args:
@@ -85,22 +103,28 @@ def measure_costs(runner: LayerRange, position: int, widest: int, rounds: int = 
     widths = range(1, widest + 1)
     runs: dict[int, list[float]] = {width: [] for width in widths}
     heads: dict[int, list[float]] = {width: [] for width in widths}
+    sure: list[float] = []
     with torch.inference_mode():
         for index in range(rounds + 1):
             for width in widths:
-                tokens = torch.ones(1, width, dtype=torch.int64)
+                tokens = [1] * width
                 start = time.process_time()
                 place = runner.place(tokens, position)
                 x = runner.embed(place)
                 middle = time.process_time()
                 x = runner.run(x, place, 0, runner.num_layers)
                 ran = time.process_time()
-                runner.logits(x).argmax(-1).tolist()
+                logits = runner.logits(x)
+                logits.argmax(-1).tolist()
                 done = time.process_time()
+                if index and width == 1:
+                    probability(logits[0, 0])
+                    sure.append(time.process_time() - done)
                 if index:
                     runs[width].append((ran - middle) / runner.num_layers)
                     heads[width].append(done - ran + middle - start)
-    return Costs([median(runs[width]) for width in widths], [median(heads[width]) for width in widths])
+    layer, head = ([median(seconds[width]) for width in widths] for seconds in (runs, heads))
+    return Costs(layer, head, median(sure))
 
 
 @dataclass(frozen=True)
@@ -167,3 +191,21 @@ def decode_all(
         if on_done:
             on_done(1)
     return texts, counts
+
+
+class Calibration(NamedTuple):
+    """What one plain decoding of sample prompts tells: every pair, the costs, the decoding, and its CPU seconds."""
+
+    cells: list[Cell]
+    costs: Costs
+    traces: list[Trace]
+    seconds: float
+
+
+def calibrate(runner: LayerRange, prompts: Sequence[Sequence[int]], budget: int, ends: frozenset[int]) -> Calibration:
+    """Predict every pair from one plain decoding of the prompts."""
+    start = time.process_time()
+    traces = [record(runner, prompt, budget, ends) for prompt in prompts]
+    position = min(POSITION, max(map(len, prompts)))
+    costs = measure_costs(runner, position, max(DRAFT_LENGTHS) + 1)
+    return Calibration(predict(traces, costs, runner.num_layers), costs, traces, time.process_time() - start)

@@ -41,7 +41,11 @@ class DataConfig(Config):
 class TrainVerbConfig(DataConfig):
     """`polyloom layerskip train`: layer dropout and early-exit loss."""
 
-    preset: PresetName = Field("embedded", description="Settings of the paper; the options below change them.")
+    preset: PresetName | None = Field(
+        None,
+        description="Settings of the paper; the options below change them. "
+        "[default: embedded for tiny, code-llama1-7b, which fine-tunes, for a model of yours]",
+    )
     mode: Literal["both", "ld", "ee", "baseline"] = Field(
         "both", description="Dropout, early-exit loss, both, neither."
     )
@@ -57,7 +61,7 @@ class TrainVerbConfig(DataConfig):
     distill: float = Field(0.0, ge=0, description="Weight of the last layer's distribution as a teacher of the exits.")
     exit_floor: bool = Field(False, description="Train the first exit too, which the paper's weights leave out.")
     lora_rank: int = Field(0, ge=0, description="Train low-rank updates of the early half alone; 0 trains everything.")
-    lr: float = Field(4e-3, gt=0, description="Peak learning rate.")
+    lr: float | None = Field(None, gt=0, description="Peak learning rate. [default: the preset's]")
     out: Path | None = Field(None, description="Folder for the trained model. [default: in the run]")
     max_loss_increase: float = Field(
         0.08, gt=0, description="Warn where the last layer's perplexity rises by more than this share."
@@ -96,9 +100,12 @@ class CalibrateConfig(DataConfig):
 class BenchConfig(DataConfig):
     """`polyloom layerskip bench`: our loops beside transformers', interleaved."""
 
-    model: str = Field("tiny", description=MODEL + " shrunk: 24M random weights whose late layers are shrunk.")
+    model: str = Field(
+        "tiny",
+        description=MODEL + " shrunk: 24M random weights whose late layers are shrunk; useless: no exit is any good.",
+    )
     rounds: int = Field(5, ge=1, description="Interleaved rounds.")
-    adaptive: bool = Field(False, description="Also time the adaptive mode on the prompts.")
+    adaptive: bool = Field(False, description="Also time the adaptive mode: on the prompts, and mixed with noise.")
     watts: float | None = Field(None, gt=0, description="Watts of a busy core, for an estimate without a counter.")
 
 

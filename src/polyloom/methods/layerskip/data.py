@@ -29,6 +29,7 @@ CODE_SWITCHED = "hi-en"
 TOP_COLUMNS = ("domain", "utterance", "semantic_parse")
 HINGLISH_COLUMNS = ("en_query", "cs_query", "en_parse", "cs_parse", "domain")
 JSON_FIELDS = (("prompt", "response"), ("prompt", "canonical_solution"), ("utterance", "semantic_parse"))
+SUMMARY_FIELDS = (("article", "highlights"), ("document", "summary"))
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def read_examples(path: Path) -> list[Example]:
     Args:
         path: `.tsv` with a header (TOPv2's columns, or Hinglish-TOP's, where each line gives an English and a
             code-switched example), `.jsonl` or `.jsonl.gz` (`prompt` and `response`; HumanEval; Spec-Bench's `turns`;
-            `utterance` and `semantic_parse`; `language` or `category` where present), anything else as one prompt.
+            `utterance` and `semantic_parse`; CNN/DM's `article` and `highlights`; XSUM's `document` and `summary`;
+            `language` or `category` where present), anything else as one prompt.
 
     Raises:
         UserError: unreadable, no prompt, a wrong number of columns (the line is named), an unbalanced parse, or a JSON
@@ -144,6 +146,9 @@ def _from_object(row: Any, where: str) -> Example:
         if isinstance(row.get(prompt), str) and isinstance(row.get(response), str):
             arrow = ARROW if prompt == "utterance" else ""
             return Example(row[prompt] + arrow, (" " if arrow else "") + row[response], group)
+    for document, summary in SUMMARY_FIELDS:
+        if isinstance(row.get(document), str) and isinstance(row.get(summary), str):
+            return Example(f"Article: {row[document]}\nSummary:", " " + row[summary].replace("\n", " "), group)
     if isinstance(row.get("prompt"), str):
         return Example(row["prompt"], "", group)
     raise UserError(f"has no prompt; found: {', '.join(map(str, row)) or 'no field'}.", where=where)

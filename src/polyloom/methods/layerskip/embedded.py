@@ -37,7 +37,7 @@ from polyloom.runs.folder import Run
 from polyloom.training.config import TrainConfig
 from polyloom.training.loop import train
 
-NUM_LAYERS, WIDTH, FEED_FORWARD, VOCABULARY = 8, 64, 128, 1024
+NUM_LAYERS, WIDTH, FEED_FORWARD, VOCABULARY = 12, 64, 128, 1024
 NUM_TRAIN, NUM_TEST = 6000, 300
 TOKENIZER_TEXTS = 1500
 MAX_TOKENS = 192
@@ -192,6 +192,16 @@ def shrunk_model(seed: int) -> PreTrainedModel:
         for layer in model.model.layers[SHRUNK_EXIT:]:
             layer.self_attn.o_proj.weight.mul_(0.02)
             layer.mlp.down_proj.weight.mul_(0.02)
+    result: PreTrainedModel = model
+    return result
+
+
+def useless_model(seed: int) -> PreTrainedModel:
+    """Return small random weights whose last layer says something else than all before it: no exit is of use."""
+    model: Any = build_llama(NUM_LAYERS, WIDTH, FEED_FORWARD, VOCABULARY, seed)
+    with torch.no_grad():
+        for parameter in model.model.layers[-1].parameters():
+            parameter.mul_(20.0)
     result: PreTrainedModel = model
     return result
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -13,8 +13,8 @@ from polyloom.generation.layer_range import open_range
 from polyloom.generation.speculative import Plan
 from polyloom.generation.text import decode_tokens
 from polyloom.methods.layerskip.adaptive import describe
-from polyloom.methods.layerskip.bench import Workload, ours, ours_plain, theirs
-from polyloom.methods.layerskip.calibration import best_plan, decode_all, predict, record
+from polyloom.methods.layerskip.bench import Decoder, Workload, ours, ours_plain, texts_of, theirs
+from polyloom.methods.layerskip.calibration import best_plan, calibrate, decode_all, predict, record
 from polyloom.methods.layerskip.config import DataConfig, LayerSkipStudyConfig
 from polyloom.methods.layerskip.data import Tokens, by_group, tokenize
 from polyloom.methods.layerskip.embedded import (
@@ -29,7 +29,7 @@ from polyloom.methods.layerskip.embedded import (
     fit,
     load_examples,
 )
-from polyloom.methods.layerskip.study import calibrate, half_depth_ratio
+from polyloom.methods.layerskip.study import half_depth_ratio
 from polyloom.methods.layerskip.timing import interleaved_seconds, speed_over
 from polyloom.methods.layerskip.training import PRESETS, Mode, build_llama, score_exits
 from polyloom.models.device import pin_threads
@@ -123,15 +123,15 @@ def _decode(data: DataConfig, prepared: Prepared, rounds: int) -> dict[str, Any]
     sample, used = chosen[: data.num_prompts], chosen[data.num_prompts :]
     prompts = [one.prompt for one in used]
     runner = open_range(prepared.model, max(len(one.prompt) for one in chosen) + data.max_new_tokens + 16)
-    cells, costs, _ = calibrate(runner, [one.prompt for one in sample], data.max_new_tokens, prepared.ends)
+    cells, costs, _, _ = calibrate(runner, [one.prompt for one in sample], data.max_new_tokens, prepared.ends)
     plan, predicted = best_plan(cells)
     work = Workload(prompts, data.max_new_tokens, prepared.ends)
-    alternatives: dict[str, Callable[[], list[list[int]]]] = {
+    alternatives: dict[str, Decoder] = {
         "plain": ours_plain(runner, work),
         "speculative": ours(runner, work, plan),
         "hf": theirs(prepared.model, work),
     }
-    texts = {name: decode() for name, decode in alternatives.items()}
+    texts = {name: texts_of(decoder) for name, decoder in alternatives.items()}
     seconds = interleaved_seconds(alternatives, rounds)
     groups: dict[str, list[float]] = {}
     for name, group in by_group(chosen).items():

@@ -261,3 +261,23 @@ def replay_rounds(lengths: Sequence[int], draft_tokens: int) -> int:
         at += (run if run < draft_tokens else draft_tokens) + 1
         rounds += 1
     return rounds
+
+
+def replay_drafts(lengths: Sequence[int], confident: Sequence[int], draft_tokens: int) -> list[int]:
+    """Return how many tokens each round drafts where a draft ends before a token the exit is unsure of.
+
+    Rounds and accepted tokens are exact. Behind a token that is wrong the exit's confidence is taken to be what it is
+    on the right text, so that the drafted number is an estimate there.
+
+    Args:
+        lengths: as in `replay_rounds`.
+        confident: `run_lengths` of whether the exit's most probable token reaches the threshold.
+        draft_tokens: gamma.
+    """
+    at, end, drafted = 0, len(lengths), []
+    while at < end:
+        sure, run = confident[at], lengths[at]
+        k = sure if sure < draft_tokens else draft_tokens
+        at += (run if run < k else k) + 1
+        drafted.append(k)
+    return drafted

@@ -7,9 +7,10 @@ from collections import Counter
 import torch
 from transformers import PreTrainedModel
 
+from polyloom.generation.judge import Judge
 from polyloom.generation.layer_range import LayerRange, open_range
 from polyloom.generation.sampling import Decoding
-from polyloom.generation.speculative import Fixed, Judge, Plan, speculate
+from polyloom.generation.speculative import Fixed, Plan, speculate
 from polyloom.methods.layerskip.training import build_llama
 
 VOCABULARY = 8

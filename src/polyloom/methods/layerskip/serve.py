@@ -18,11 +18,10 @@ from polyloom.generation.layer_range import LayerRange, open_range
 from polyloom.generation.sampling import Decoding
 from polyloom.generation.speculative import PLAIN, Controller, Counts, Fixed, Generated, check_request, generate
 from polyloom.methods.layerskip.adaptive import Adaptive, describe
-from polyloom.methods.layerskip.calibration import best_plan
+from polyloom.methods.layerskip.calibration import best_plan, calibrate
 from polyloom.methods.layerskip.config import ServeConfig
 from polyloom.methods.layerskip.data import prompt_tokens
 from polyloom.methods.layerskip.embedded import Prepared, choose_prompts, prepare
-from polyloom.methods.layerskip.study import calibrate
 from polyloom.runs.folder import Run
 
 LONGEST_POSITIONS = 4096
@@ -64,9 +63,9 @@ def open_engine(config: ServeConfig, run: Run) -> Engine:
     controller: Controller = Fixed(PLAIN)
     if config.mode != "plain":
         prompts = [one.prompt for one in choose_prompts(config, prepared)]
-        cells, costs, _ = calibrate(runner, prompts, config.max_new_tokens, prepared.ends)
+        cells, costs, traces, _ = calibrate(runner, prompts, config.max_new_tokens, prepared.ends)
         plan = best_plan(cells)[0]
-        controller = Fixed(plan) if config.mode == "speculative" else Adaptive(runner, costs, plan)
+        controller = Fixed(plan) if config.mode == "speculative" else Adaptive(runner, costs, traces=traces)
         sys.stderr.write(f"calibrated: {describe(plan)}\n")
     return Engine(prepared, runner, controller, num_positions)
 

@@ -1,4 +1,4 @@
-"""The verbs `train`, `exits`, `generate` and `calibrate`."""
+"""The verbs `train`, `exits` and `generate`."""
 
 from __future__ import annotations
 
@@ -22,31 +22,22 @@ from polyloom.generation.speculative import (
     check_request,
     generate,
     plain_tokens,
+    take,
 )
 from polyloom.generation.text import decode_tokens
-from polyloom.methods.layerskip.adaptive import Adaptive, describe
-from polyloom.methods.layerskip.calibration import (
-    DRAFT_LENGTHS,
-    WORTH_IT,
-    Costs,
-    best_plan,
-    decode_all,
-    measure_costs,
-    predict,
-    record,
-)
-from polyloom.methods.layerskip.calibration import Cell as PairCell
-from polyloom.methods.layerskip.config import CalibrateConfig, DataConfig, ExitsConfig, GenerateConfig, TrainVerbConfig
+from polyloom.methods.layerskip.adaptive import Adaptive
+from polyloom.methods.layerskip.calibration import best_plan, calibrate
+from polyloom.methods.layerskip.config import DataConfig, ExitsConfig, GenerateConfig, TrainVerbConfig
 from polyloom.methods.layerskip.data import Tokens, by_group, prompt_tokens
 from polyloom.methods.layerskip.embedded import Prepared, choose_prompts, fit, model_folder, open_runner, prepare
-from polyloom.methods.layerskip.training import PRESETS, ExitScore, add_lora, score_exits
+from polyloom.methods.layerskip.training import PRESETS, RATES, ExitScore, add_lora, score_exits
 from polyloom.models.exits import check_exit, exit_parts
 from polyloom.models.load import save_model
 from polyloom.runs.folder import Run
 from polyloom.training.config import TrainConfig
 
 NUM_SCORED = 120
-CALIBRATION_POSITION = 48
+CALIBRATION_PROMPTS = 6
 
 
 def run_train(config: TrainVerbConfig, run: Run) -> Result:
@@ -63,7 +54,8 @@ def run_train(config: TrainVerbConfig, run: Run) -> Result:
         UserError: settings outside their range, an unusable model, or data without answers.
     """
     given = {name: getattr(config, name) for name in ("p_max", "e_scale", "curriculum", "rotation")}
-    skip = replace(PRESETS[config.preset], **{name: value for name, value in given.items() if value is not None})
+    preset = config.preset or ("embedded" if config.model == "tiny" else "code-llama1-7b")
+    skip = replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
     skip = replace(skip, loss_scale=config.loss_scale, distill=config.distill, floor=config.exit_floor)
     prepared = prepare(config, run, loaded=config.model != "tiny")
     parts = exit_parts(prepared.model)
@@ -76,7 +68,7 @@ def run_train(config: TrainVerbConfig, run: Run) -> Result:
         seed=config.seed,
         steps=config.steps,
         batch_size=config.batch_size,
-        lr=config.lr,
+        lr=config.lr or RATES[preset],
         checkpoint_every=100,
         keep_checkpoints=1,
     )
@@ -87,6 +79,7 @@ def run_train(config: TrainVerbConfig, run: Run) -> Result:
     after = run.once("after", lambda: _scores(replace(prepared, model=model), test))
     scalars = _exit_scalars(after)
     scalars["num_steps"] = Scalar(value=config.steps)
+    scalars["num_skipped_batches"] = Scalar(value=loss.num_skipped_batches)
     scalars["layer_rows_run"] = Scalar(value=loss.num_layer_rows)
     increase = math.exp(after[-1]["nats"] - before[-1]["nats"]) - 1
     scalars["last_layer_increase"] = Scalar(value=increase, unit="share")
@@ -296,13 +289,11 @@ def _generate(
         if config.temperature:
             raise UserError("early exit is greedy.", where="--temperature", hint="Leave it at 0.")
         start = time.process_time()
-        tokens = list(plain_tokens(runner, prompt, config.max_new_tokens, prepared.ends, exit_layer=config.exit_layer))
-        result = Generated(tokens, decode_tokens(prepared.tokenizer, tokens))
+        tokens = plain_tokens(runner, prompt, config.max_new_tokens, prepared.ends, exit_layer=config.exit_layer)
+        result = Generated()
+        take(result, ([token] for token in tokens), settings.stop, prepared.ends, prepared.tokenizer, _write)
         return result, Plan(config.exit_layer), time.process_time() - start
-    plan = _plan(config, prepared, runner)
-    controller: Controller = Fixed(plan)
-    if config.mode == "adaptive":
-        controller = Adaptive(runner, measure_costs(runner, min(len(prompt), CALIBRATION_POSITION), 9), plan)
+    plan, controller = _controller(config, prepared, runner)
     start = time.process_time()
     result = generate(
         runner,
@@ -316,149 +307,20 @@ def _generate(
     return result, plan, time.process_time() - start
 
 
-def _plan(config: GenerateConfig, prepared: Prepared, runner: LayerRange) -> Plan:
-    """Return the pair that was given, or the calibrated one; the rest of the options on top."""
-    if config.draft_tokens == 0:
-        plan = PLAIN
-    elif config.exit_layer is not None:
-        plan = Plan(config.exit_layer, config.draft_tokens or 3)
-    else:
-        prompts = [one.prompt for one in choose_prompts(config, prepared, 6)]
-        if not prompts:
-            return PLAIN
-        runner = open_runner(config, prepared, prompts)
-        plan = best_plan(calibrate(runner, prompts, config.max_new_tokens, prepared.ends)[0])[0]
-        if config.draft_tokens and plan.exit_layer:
-            plan = replace(plan, draft_tokens=config.draft_tokens)
-    return replace(plan, confidence=config.confidence, lookup=config.lookup)
+def _controller(config: GenerateConfig, prepared: Prepared, runner: LayerRange) -> tuple[Plan, Controller]:
+    """Return the plan that was given, what is left open calibrated, and the controller that follows or adapts it."""
+    exit_layer, gamma = config.exit_layer, config.draft_tokens
+    if gamma == 0 or (exit_layer and gamma and config.mode != "adaptive"):
+        plan = Plan(exit_layer if gamma and exit_layer else 0, gamma or 0, config.confidence, config.lookup)
+        return plan, Fixed(plan)
+    prompts = [one.prompt for one in choose_prompts(config, prepared, CALIBRATION_PROMPTS)]
+    if not prompts:
+        return PLAIN, Fixed(PLAIN)
+    sample = open_runner(config, prepared, prompts)
+    cells, costs, traces, _ = calibrate(sample, prompts, config.max_new_tokens, prepared.ends)
+    allowed = [c for c in cells if exit_layer in (None, c.exit_layer) and gamma in (None, c.draft_tokens)] or cells
+    plan = replace(best_plan(allowed)[0], confidence=config.confidence, lookup=config.lookup)
+    return plan, Adaptive(runner, costs, traces=traces) if config.mode == "adaptive" else Fixed(plan)
 
 
-def calibrate(
-    runner: LayerRange, prompts: Sequence[Sequence[int]], budget: int, ends: frozenset[int]
-) -> tuple[list[PairCell], Costs, float]:
-    """Predict every pair from one plain decoding of the prompts; also return the costs and the CPU seconds it took."""
-    start = time.process_time()
-    traces = [record(runner, prompt, budget, ends) for prompt in prompts]
-    position = min(CALIBRATION_POSITION, max(map(len, prompts)))
-    costs = measure_costs(runner, position, max(DRAFT_LENGTHS) + 1)
-    cells = predict(traces, costs, runner.num_layers)
-    return cells, costs, time.process_time() - start
-
-
-def run_calibrate(config: CalibrateConfig, run: Run) -> Result:
-    """Choose exit and draft length from one plain decoding; with --sweep compare with decoding by every pair.
-
-    Args:
-        config: model, prompts and whether to sweep.
-        run: keeps the steps.
-
-    Raises:
-        UserError: as `open_range`.
-    """
-    prepared = prepare(config, run)
-    prompts = [one.prompt for one in choose_prompts(config, prepared)]
-    runner = open_runner(config, prepared, prompts)
-    cells, costs, seconds = calibrate(runner, prompts, config.max_new_tokens, prepared.ends)
-    plan, speed = best_plan(cells)
-    scalars = {
-        "exit_layer": Scalar(value=plan.exit_layer),
-        "draft_tokens": Scalar(value=plan.draft_tokens),
-        "predicted_speed": Scalar(value=speed, unit="x plain"),
-        "num_pairs": Scalar(value=len(cells)),
-    }
-    rows: list[list[Cell]] = [list(asdict(cell).values()) for cell in cells]
-    columns = ["exit", "draft length", "tokens per round", "rounds", "predicted speed"]
-    if config.sweep:
-        measured = _sweep(run, runner, prompts, config.max_new_tokens, prepared.ends, cells)
-        rows = [[*row, *found[:2]] for row, found in zip(rows, measured, strict=True)]
-        columns += ["measured tokens per round", "measured speed"]
-        scalars |= _sweep_scalars(cells, measured, plan, seconds)
-    verdicts = [
-        f"Fastest: {describe(plan)}, predicted {speed:.2f} times plain decoding."
-        if plan.draft_tokens
-        else _hopeless(cells)
-    ]
-    if config.sweep:
-        verdicts.append(
-            f"The choice reaches {scalars['choice_share_of_best'].value:.1%} of the sweep's best speed in "
-            f"1/{1 / float(scalars['time_share'].value or 1):.0f} of its time."
-        )
-    series = {
-        f"exit {exit_layer}": Series(
-            x=[float(cell.draft_tokens) for cell in cells if cell.exit_layer == exit_layer],
-            y=[cell.speed for cell in cells if cell.exit_layer == exit_layer],
-            x_label="draft length",
-            y_label="speed over plain decoding",
-            group="predicted speed",
-        )
-        for exit_layer in range(1, runner.num_layers)
-    }
-    tables = {
-        "pairs": Table(columns=columns, rows=rows, title="Every pair"),
-        "costs": Table(
-            columns=["new tokens", "one layer (us)", "norm, head, choice (us)"],
-            rows=[[i + 1, c * 1e6, n * 1e6] for i, (c, n) in enumerate(zip(costs.layer, costs.head, strict=True))],
-            title="Measured costs",
-        ),
-    }
-    limitations = ["Costs are CPU seconds on one thread of this machine; predicted speeds leave prefill out."]
-    return run.result(
-        scalars=scalars,
-        tables=tables,
-        series=series,
-        verdicts=verdicts,
-        limitations=[*prepared.limitations, *limitations],
-    )
-
-
-def _hopeless(cells: Sequence[PairCell]) -> str:
-    best = max(cells, key=lambda cell: cell.speed)
-    return (
-        f"Plain decoding: the best pair (exit {best.exit_layer}, draft {best.draft_tokens}) would give "
-        f"{best.tau:.2f} tokens per round and {best.speed:.2f} times plain speed, below {WORTH_IT}. "
-        "Train the exits with `polyloom layerskip train`."
-    )
-
-
-def _sweep(
-    run: Run,
-    runner: LayerRange,
-    prompts: Sequence[Sequence[int]],
-    budget: int,
-    ends: frozenset[int],
-    cells: Sequence[PairCell],
-) -> list[list[float]]:
-    """Decode with every pair; return tokens per round, speed over the plain decoding beside it, and seconds."""
-    measured = []
-    with run.progress("sweep", len(cells)) as advance:
-        for cell in cells:
-            plain, own, tau = [], [], 0.0
-            for _ in range(2):
-                start = time.process_time()
-                decode_all(runner, prompts, budget, PLAIN, ends)
-                middle = time.process_time()
-                counts = decode_all(runner, prompts, budget, Plan(cell.exit_layer, cell.draft_tokens), ends)[1]
-                own.append(time.process_time() - middle)
-                plain.append(middle - start)
-                tau = counts.tokens_per_round
-            measured.append([tau, min(plain) / min(own), sum(own)])
-            run.check_stop()
-            advance(1)
-    return measured
-
-
-def _sweep_scalars(
-    cells: Sequence[PairCell], measured: list[list[float]], plan: Plan, seconds: float
-) -> dict[str, Scalar]:
-    errors = [abs(cell.tau - tau) for cell, (tau, _, _) in zip(cells, measured, strict=True)]
-    speeds = {(c.exit_layer, c.draft_tokens): row[1] for c, row in zip(cells, measured, strict=True)}
-    chosen = speeds.get((plan.exit_layer, plan.draft_tokens), 1.0)
-    sweep_seconds = sum(row.pop() for row in measured)
-    return {
-        "max_tau_error": Scalar(value=max(errors)),
-        "choice_share_of_best": Scalar(value=chosen / max(speeds.values()), unit="share"),
-        "time_share": Scalar(value=seconds / sweep_seconds, unit="of the sweep"),
-    }
-
-
-__all__ = ["ExitScore", "calibrate", "half_depth_ratio", "run_calibrate", "run_exits", "run_generate", "run_train"]
+__all__ = ["ExitScore", "half_depth_ratio", "run_exits", "run_generate", "run_train"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -21,27 +21,37 @@ class Ratio:
 
 
 def interleaved_seconds(
-    alternatives: Mapping[str, Callable[[], object]], rounds: int, on_round: Callable[[int], None] | None = None
+    alternatives: Mapping[str, Sequence[Callable[[], object]]],
+    rounds: int,
+    on_round: Callable[[int], None] | None = None,
 ) -> dict[str, list[float]]:
-    """Time each alternative once per round, in an order drawn anew; one more round before warms up.
+    """Time alternatives piece by piece, each once per round, in an order drawn anew; one more round before warms up.
+
+    A machine that others use is fast and slow by turns. The same piece of all alternatives runs within moments, so
+    that they share these turns.
 
     Args:
-        alternatives: name to the work.
+        alternatives: name to its pieces of work, as many for each.
         rounds: timed rounds.
         on_round: called with 1 after each.
 
     Returns:
-        CPU seconds by name, one per round.
+        CPU seconds by name, one sum per round.
     """
     order, names = python_random(0, "interleave"), list(alternatives)
+    num_pieces = len(alternatives[names[0]])
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for index in range(rounds + 1):
-        order.shuffle(names)
-        for name in names:
-            start = time.process_time()
-            alternatives[name]()
-            if index:
-                seconds[name].append(time.process_time() - start)
+        sums = dict.fromkeys(names, 0.0)
+        for piece in range(num_pieces):
+            order.shuffle(names)
+            for name in names:
+                start = time.process_time()
+                alternatives[name][piece]()
+                sums[name] += time.process_time() - start
+        if index:
+            for name, spent in sums.items():
+                seconds[name].append(spent)
         if on_round:
             on_round(1)
     return seconds

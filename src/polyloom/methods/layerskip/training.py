@@ -70,6 +70,19 @@ PRESETS: dict[str, Skip] = {
 }
 """The paper's settings (section 5, tables 8 to 10), and the embedded default's."""
 
+RATES: dict[str, float] = {
+    "embedded": 4e-3,
+    "continual-llama2-7b": 3e-5,
+    "continual-llama2-13b": 2e-5,
+    "continual-llama3-8b": 3e-5,
+    "continual-llama3.2-1b": 3e-5,
+    "scratch-llama2-1.5b": 8e-4,
+    "scratch-llama2-7b": 8e-4,
+    "code-llama1-7b": 1e-4,
+    "task-topv2-1.5b": 1e-4,
+}
+"""Peak learning rates of the presets; the paper gives none for the two Llama 3 models, which take Llama 2 7B's."""
+
 
 @dataclass
 class LayerSkipLoss:
