@@ -11,15 +11,11 @@ from polyloom.core.errors import MissingExtra, UserError
 T = TypeVar("T")
 
 
-def ray_map(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> Iterator[T]:
-    """Yield `function(*call)` for each call, in order, computed on the cluster that `RAY_ADDRESS` names.
+def join_ray() -> Any:
+    """Return the module `ray`, connected to the cluster that `RAY_ADDRESS` names.
 
     Without an address the cluster of this machine is used (`ray start --head`); none is started here, since Ray's
     services listen on every interface. A cluster that is connected already is used as it is.
-
-    Args:
-        function: importable on the workers.
-        calls: the arguments of each call; they and the results are pickled by Ray between its own processes.
 
     Raises:
         MissingExtra: Ray is not installed.
@@ -39,6 +35,20 @@ def ray_map(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> Ite
                 where=f"RAY_ADDRESS={address}",
                 hint="Start one with: ray start --head",
             ) from error
+    return ray
+
+
+def ray_map(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> Iterator[T]:
+    """Yield `function(*call)` for each call, in order, computed on the cluster that `join_ray` finds.
+
+    Args:
+        function: importable on the workers.
+        calls: the arguments of each call; they and the results are pickled by Ray between its own processes.
+
+    Raises:
+        UserError: as `join_ray`.
+    """
+    ray = join_ray()
     remote = ray.remote(function)
     futures = [remote.remote(*call) for call in calls]
     for future in futures:

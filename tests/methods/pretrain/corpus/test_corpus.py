@@ -106,7 +106,9 @@ def test_identical_texts_always_merge_and_disjoint_ones_never(tmp_path: Path, ru
 
 
 @pytest.mark.parametrize("executor", ["workers", "ranks", pytest.param("ray", marks=pytest.mark.slow)])
-def test_every_executor_writes_the_same_bytes(tmp_path: Path, run: Run, executor: str) -> None:
+def test_every_executor_writes_the_same_bytes(
+    tmp_path: Path, run: Run, executor: str, request: pytest.FixtureRequest
+) -> None:
     folder = tmp_path / "in"
     items = rows(60)
     items += [{"text": items[3]["text"] + " tail", "id": "near"}, {"text": items[5]["text"], "id": "exact"}]
@@ -119,9 +121,8 @@ def test_every_executor_writes_the_same_bytes(tmp_path: Path, run: Run, executor
     if executor == "workers":
         run_corpus(config(folder, out, num_workers=2), run)
     elif executor == "ray":
-        ray = pytest.importorskip("ray")
-        run_corpus(config(folder, out, executor="ray", num_workers=1), run)
-        ray.shutdown()
+        request.getfixturevalue("ray_cluster")
+        run_corpus(config(folder, out, executor="ray"), run)
     else:
         _in_ranks(folder, out, tmp_path)
     assert prints(out) == expected

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyloom.core.errors import MissingExtra, PolyloomError, UserError
+from polyloom.core.cluster import join_ray
+from polyloom.core.errors import PolyloomError, UserError
 from polyloom.core.files import DISK_FULL, write_json
 from polyloom.data.crawl import Part
 from polyloom.methods.pretrain.data_config import CorpusConfig
@@ -200,15 +201,7 @@ def _in_processes(
 def _on_ray(
     plan: Plan, stage: Stage, tasks: list[int], stage_identity: str, check: Callable[[], None]
 ) -> Iterator[int]:
-    try:
-        import ray
-    except ImportError:
-        raise MissingExtra("ray", extra="ray") from None
-    if not ray.is_initialized():
-        # The cluster that RAY_ADDRESS names, or this machine.
-        address = os.environ.get("RAY_ADDRESS")
-        options = {"address": address} if address else {"num_cpus": plan.config.num_workers, "include_dashboard": False}
-        ray.init(log_to_driver=False, **options)
+    ray = join_ray()
     remote = ray.remote(max_retries=2)(do_task)
     pending = {remote.remote(plan, stage, task, stage_identity): task for task in tasks}
     while pending:
