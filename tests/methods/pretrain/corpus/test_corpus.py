@@ -105,7 +105,10 @@ def test_identical_texts_always_merge_and_disjoint_ones_never(tmp_path: Path, ru
     assert sorted(row["text"] for row in read_corpus(tmp_path / "out")) == sorted(item["text"] for item in items)
 
 
-@pytest.mark.parametrize("executor", ["workers", "ranks", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "executor",
+    ["workers", "ranks", pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore")])],
+)
 def test_every_executor_writes_the_same_bytes(
     tmp_path: Path, run: Run, executor: str, request: pytest.FixtureRequest
 ) -> None:
