@@ -88,7 +88,9 @@ class RecommendConfig(_DataConfig):
         None, description="TAB-separated head, relation, tail. [default: the training facts]"
     )
     num_train_documents: int = Field(80, ge=1, description="How many of the world's documents to train on.")
-    store: str | None = Field(None, description="Annotation store for the recommendations: a file or a postgresql:// address.")
+    store: str | None = Field(
+        None, description="Annotation store for the recommendations: a file or a postgresql:// address."
+    )
 
 
 class ExtractConfig(_DataConfig):
