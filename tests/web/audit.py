@@ -1,10 +1,18 @@
-"""What a page owes to people who do not see it, or see it badly, or look at it on a telephone."""
+"""What the tests of the workbench's pages share: one server for a module, and what a page owes to everybody."""
 
 from __future__ import annotations
 
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page
+import signal
+from collections.abc import Iterator
+from pathlib import Path
 
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from tests.web.conftest import Studio
+
+# The machines that run this are shared: what takes long is no failure.
+expect.set_options(timeout=20_000)
 OPTIONS = {"iframes": False, "resultTypes": ["violations"]}
 
 
@@ -20,3 +28,10 @@ def assert_accessible(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     if size:
         page.set_viewport_size(size)
+
+
+def one_studio(folder: Path) -> Iterator[Studio]:
+    """Start a studio, and end it after its users."""
+    studio = Studio(folder / "runs").start()
+    yield studio
+    studio.end(signal.SIGKILL)

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 from playwright.sync_api import BrowserContext, Page, expect
 
 from polyloom.core.files import write_json
@@ -13,11 +14,18 @@ from polyloom.methods.docre.annotations import key
 from polyloom.methods.docre.data import Triple, document_json, load_documents, read_documents
 from polyloom.runs.execute import run_verb
 from polyloom.runs.store import EventStore
+from polyloom.web import Settings, create_app
 from polyloom.web.projects import from_world
-from tests.web.audit import assert_accessible
-from tests.web.conftest import Studio
+from tests.web.audit import assert_accessible, one_studio
+from tests.web.conftest import BASE_URL, Studio
 
 HOSTILE = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1>\"'}{{7*7}}{% x %}\u202e"
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """Return one server for all tests here: each works in a project of its own."""
+    yield from one_studio(tmp_path_factory.mktemp("studio"))
 
 
 def prepare(studio: Studio, language: str = "ja") -> tuple[AnnotationStore, str]:
@@ -360,3 +368,19 @@ def test_a_project_comes_from_a_run_and_leaves_blind_documents(client, post, tmp
         assert len(store.proposals(title)) == sum(row["title"] == title for row in stored)
     post("/name", name="Ann", next="/annotate")
     assert "without recommendations" in client.get(f"/annotate/{made}/10").text
+
+
+def test_the_pages_keep_their_work_in_either_database(store_target: str, tmp_path: Path) -> None:
+    settings = Settings(runs=tmp_path / "runs", database=store_target)
+    project = from_world(EventStore(store_target), "en", 1, blind=False)
+    with TestClient(create_app(settings), base_url=BASE_URL, follow_redirects=False) as client:
+        csrf = client.get("/").text.split('X-CSRF-Token": "')[1].split('"')[0]
+        client.post("/name", data={"csrf": csrf, "name": "Ann", "next": "/"})
+        store = AnnotationStore(EventStore(store_target), project)
+        first = store.recommended(store.titles()[0])[0]
+        triple = {"head": first.head, "relation": first.relation, "tail": first.tail}
+        for seen in (0, 0):  # the same request, sent twice
+            sent = {"csrf": csrf, "operation": "remove", "seen": seen, "token": "t", **triple}
+            assert client.post(f"/annotate/{project}/1/events", data=sent).status_code == 200
+        assert "rejected" in client.get(f"/annotate/{project}/1").text
+    assert [event.operation for event in store.events()] == ["remove"]

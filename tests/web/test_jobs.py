@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ import pytest
 from polyloom.core import registry
 from polyloom.core.errors import UserError
 from polyloom.core.result import read_result
-from polyloom.runs.folder import current_status, read_manifest
+from polyloom.runs.folder import create_run, current_status, read_manifest
+from polyloom.runs.index import record
 from polyloom.web import jobs as jobs_module
 from polyloom.web.jobs import Job, Jobs, _is_ours, holder, read_job
 from tests import demo_room
@@ -140,6 +142,25 @@ def test_a_run_that_died_with_the_machine_is_interrupted_and_can_be_resumed(make
     assert restarted.at_work() == []
     restarted.resume(name)
     assert until(restarted, name, "done") == "done"
+
+
+def test_a_run_of_the_command_line_can_be_stopped_and_resumed_here(make_jobs):
+    jobs = make_jobs()
+    verb = demo_room.CARD.verb("count")
+    run = create_run(jobs.root, "demo", verb, DemoConfig(num_steps=50, seconds=0.2), "outside")
+    record(jobs.root, run.path, run.manifest)
+    command = [*jobs_module.COMMAND, "runs", "resume", "outside", "--runs", str(jobs.root)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        until(jobs, "outside", "running")
+        jobs.stop("outside")
+        assert jobs.status("outside", "running") == "stopping"
+        process.wait(timeout=60)
+    assert until(jobs, "outside", "stopped") == "stopped"
+    (run.path / "hold").touch()
+    jobs.resume("outside")
+    assert until(jobs, "outside", "running") == "running"
+    jobs.stop("outside")
+    assert until(jobs, "outside", "stopped") == "stopped"
 
 
 def test_a_damaged_job_file_is_no_job(make_jobs):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,11 +11,17 @@ from playwright.sync_api import BrowserContext, Page, expect
 from polyloom.methods.redteam.data import read_responses
 from polyloom.runs.store import EventStore
 from polyloom.web.label_sets import labels_of, make_set
-from tests.web.audit import assert_accessible
+from tests.web.audit import assert_accessible, one_studio
 from tests.web.conftest import Studio
 
 HOSTILE = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1>\"'}{{7*7}}\u202e"
 NUM_ITEMS = 6
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """Return one server for all tests here: each works in a project of its own."""
+    yield from one_studio(tmp_path_factory.mktemp("studio"))
 
 
 def prepare(studio: Studio) -> tuple[EventStore, str]:

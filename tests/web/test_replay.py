@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,17 @@ from polyloom.methods.commons.events import read_events, split_runs
 from polyloom.methods.commons.story import tell
 from polyloom.runs.execute import run_verb
 from polyloom.web.stock_chart import BOTTOM, HEIGHT, TOP, draw
-from tests.web.audit import assert_accessible
+from tests.web.audit import assert_accessible, one_studio
 from tests.web.conftest import Studio
 
 HOSTILE = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1>\"'}{{7*7}}\u202e"
 GAME = {"minds": ["noisy:0.3:sustainable"], "num_months": 3, "num_seeds": 2, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """Return one server for all tests here: each works in a project of its own."""
+    yield from one_studio(tmp_path_factory.mktemp("studio"))
 
 
 def play(runs: Path, name: str = "fish", **more: Any) -> Path:
@@ -65,9 +72,9 @@ def test_a_run_is_replayed_month_by_month_by_keyboard(studio: Studio, browser_pa
 
 
 def test_a_branch_is_played_and_shown_beside_the_log(studio: Studio, browser_page: Page) -> None:
-    log, page = play(studio.runs), browser_page
+    log, page = play(studio.runs, "origin"), browser_page
     story = tell(split_runs(read_events(log))[0])
-    page.goto(f"{studio.url}/replay/fish/0/2")
+    page.goto(f"{studio.url}/replay/origin/0/2")
     page.locator("#branch summary").focus()
     page.keyboard.press("Enter")
     page.locator("#ask-0").fill("30")
@@ -77,12 +84,12 @@ def test_a_branch_is_played_and_shown_beside_the_log(studio: Studio, browser_pag
     expect(page.locator(".notice")).to_contain_text(f"{story.start.agents[0]}=30")
     expect(page.locator("table tbody tr").first.locator("td").first).to_have_text("30")
     expect(page.locator("polyline.other")).to_have_count(1)
-    page.get_by_role("link", name="fish").click()
+    page.get_by_role("link", name="origin").click()
     expect(page.locator("h1")).to_contain_text("Month 2")
 
 
 def test_hostile_words_are_shown_and_do_nothing(studio: Studio, browser_page: Page) -> None:
-    log, page = play(studio.runs, num_seeds=1), browser_page
+    log, page = play(studio.runs, "hostile", num_seeds=1), browser_page
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     for row in rows:
         for name in ("text", "reply", "prompt", "summary", "scenario"):
@@ -91,7 +98,7 @@ def test_hostile_words_are_shown_and_do_nothing(studio: Studio, browser_page: Pa
         if row["type"] == "start":
             row["agents"] = [f"{HOSTILE} {i}" for i in range(len(row["agents"]))]
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    page.goto(f"{studio.url}/replay/fish/0/1")
+    page.goto(f"{studio.url}/replay/hostile/0/1")
     expect(page.locator(".bubble p").first).to_contain_text("<script>window.hacked")
     page.locator(".calls summary").first.click()
     expect(page.locator(".said").first).to_contain_text("{{7*7}}")

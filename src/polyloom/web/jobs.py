@@ -133,10 +133,10 @@ class Jobs:
         with self._lock:
             if name in self._queue:
                 return "queued"
-            if name in self._working:
-                if name in self._stopping:
-                    return "stopping"
-                return "starting" if status != "running" else status
+            if name in self._stopping and (status == "running" or name in self._working):
+                return "stopping"
+            if name in self._working and status != "running":
+                return "starting"
         return status
 
     def waiting(self) -> list[str]:
@@ -165,6 +165,7 @@ class Jobs:
         with self._lock:
             _write_job(folder, Job(state="queued", since=_now()))
             record(self.root, folder, manifest)
+            self._stopping.discard(folder.name)
             self._queue.append(folder.name)
         self.tick()
 

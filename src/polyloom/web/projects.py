@@ -18,6 +18,7 @@ from polyloom.methods.docre.annotations import ADJUDICATED, Event, LoggedEdits, 
 from polyloom.methods.docre.data import WORLD, Document, Triple, load_documents, name_facts
 from polyloom.methods.docre.desk import candidates, num_reviewed
 from polyloom.methods.docre.recommend import query_knowledge_base
+from polyloom.reports.text import clean
 from polyloom.runs.store import Collection, EventStore
 
 NUM_KNOWN_DOCUMENTS = 80
@@ -120,7 +121,7 @@ def unique(documents: Sequence[Document]) -> list[str]:
     """Return the documents' titles with a number behind those that are empty or taken: events are keyed by title."""
     titles: dict[str, None] = {}
     for number, document in enumerate(documents, 1):
-        title = document.title.strip()[:400]
+        title = clean(document.title).strip()[:400]
         titles[title if title and title not in titles else f"{title} #{number}".strip()] = None
     return list(titles)
 
@@ -150,12 +151,14 @@ class Progress:
 def progress(annotations: AnnotationStore) -> list[Progress]:
     """Return how far each document of a project is, in order."""
     proposals, events = annotations.whole_log()
+    by_document: dict[str, dict[str, Work]] = {}
+    for (title, user), done in events.items():
+        by_document.setdefault(title, {})[user] = work_of(user, proposals.get(title, []), done)
     found = []
     for number, title in enumerate(annotations.titles(), 1):
-        given = proposals.get(title, [])
-        work = {user: work_of(user, given, done) for (document, user), done in events.items() if document == title}
+        work = by_document.get(title, {})
         settled = work.pop(ADJUDICATED, None) is not None
-        found.append(Progress(number, title, len(given), dict(sorted(work.items())), settled))
+        found.append(Progress(number, title, len(proposals.get(title, [])), dict(sorted(work.items())), settled))
     return found
 
 

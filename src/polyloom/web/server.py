@@ -54,13 +54,13 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         UserError: it cannot.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    hint = "Choose another port with --port, or 0 for a free one."
+    if not 0 <= port < 65_536:
+        raise UserError("is no port.", where="--port", hint=hint)
     try:
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        hint = "Choose another port with --port, or 0 for a free one."
-        raise UserError(f"cannot be bound to ({reason}).", where=f"{host}:{port}", hint=hint) from error
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise UserError(f"cannot be bound to ({error.strerror}).", where=f"{host}:{port}", hint=hint) from error
 
 
 def needed_token(settings: Settings) -> str | None:

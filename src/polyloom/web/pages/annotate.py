@@ -174,7 +174,7 @@ def _desk_values(
     }
 
 
-@router.get("/annotate/{project}/{number}")
+@router.get("/annotate/{project}/{number:int}")
 def show_document(request: Request, project: str, number: int) -> Response:
     """Show a document's desk; whoever has not given a name is asked for it first."""
     collection, annotations, document, num_documents = find_place(request, project, number)
@@ -195,7 +195,7 @@ def show_document(request: Request, project: str, number: int) -> Response:
     )
 
 
-@router.get("/annotate/{project}/{number}/desk")
+@router.get("/annotate/{project}/{number:int}/desk")
 def refresh_desk(request: Request, project: str, number: int, seen: int) -> Response:
     """Return the desk if there are events that the page has not seen."""
     _, annotations, document, _ = find_place(request, project, number)
@@ -206,7 +206,7 @@ def refresh_desk(request: Request, project: str, number: int, seen: int) -> Resp
     return page(request, "annotate/desk.html.j2", **values, notice="", conflict=None)
 
 
-@router.post("/annotate/{project}/{number}/events")
+@router.post("/annotate/{project}/{number:int}/events")
 def add_event(
     request: Request,
     project: str,

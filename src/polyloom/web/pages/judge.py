@@ -159,7 +159,7 @@ def _show(request: Request, identity: str, place: int, conflict: str = "", statu
     )
 
 
-@router.get("/judge/{identity}/{place}")
+@router.get("/judge/{identity}/{place:int}")
 def show_item(request: Request, identity: str, place: int) -> Response:
     """Show one item: the goal, and the response once it was opened."""
     return _show(request, identity, place)
@@ -175,14 +175,14 @@ def _stream(request: Request, identity: str, place: int) -> Stream:
     return Stream(identity, names[place - 1], name)
 
 
-@router.post("/judge/{identity}/{place}/open")
+@router.post("/judge/{identity}/{place:int}/open")
 def open_response(request: Request, identity: str, place: int) -> Response:
     """Open a response, on purpose: who did is noted."""
     open_item(store_of(request), _stream(request, identity, place))
     return RedirectResponse(f"/judge/{identity}/{place}", 303)
 
 
-@router.post("/judge/{identity}/{place}/label")
+@router.post("/judge/{identity}/{place:int}/label")
 def label(
     request: Request,
     identity: str,

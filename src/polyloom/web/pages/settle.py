@@ -98,7 +98,7 @@ def _field(k: Key) -> str:
     return f"{k[0]}|{k[1]}|{k[2]}"
 
 
-@router.get("/annotate/{project}/{number}/compare")
+@router.get("/annotate/{project}/{number:int}/compare")
 def show_comparison(request: Request, project: str, number: int) -> Response:
     """Show where the annotators of a document differ, and what was decided."""
     collection, annotations, document, num_documents = find_place(request, project, number)
@@ -117,7 +117,7 @@ def show_comparison(request: Request, project: str, number: int) -> Response:
     )
 
 
-@router.post("/annotate/{project}/{number}/adjudicate")
+@router.post("/annotate/{project}/{number:int}/adjudicate")
 async def adjudicate(request: Request, project: str, number: int) -> Response:
     """Settle a document by the decisions of a form."""
     _, annotations, document, _ = find_place(request, project, number)
