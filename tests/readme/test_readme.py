@@ -65,7 +65,7 @@ def test_both_readmes_name_the_same_commands_and_code() -> None:
         for name in READMES
     )
     assert english == chinese
-    assert [language for language, _ in english] == ["sh", "sh", "bash", "bash", "text", "python"]
+    assert [language for language, _ in english] == ["sh", "sh", "bash", "bash", "text", "python", "text"]
 
 
 def test_the_first_screen_holds_picture_and_two_commands() -> None:
