@@ -37,11 +37,9 @@ ENOUGH_POINTS = "parseInt(document.querySelector('.curves .range')?.textContent 
 # The pictures of the studio: name, page, whether it is dark; `{study}` and `{other}` are studies of one `{room}`.
 STUDIO = (
     ("studio", "/", False),
-    ("studio-dark", "/", True),
     ("studio-run", "/runs/{study}", False),
     ("studio-room", "/rooms/{room}", False),
     ("studio-compare", "/compare?run={study}&run={other}", True),
-    ("studio-start", "/start/{room}/study", False),
 )
 
 

@@ -102,12 +102,13 @@ def render_html(result: Result, *, card: RoomCard | None = None, figures: Sequen
         summary=verbs[0] if verbs else "",
         result=result,
         content=_content(result, "figure", figures),
+        headline_first=False,
         provenance=_provenance(result),
     )
 
 
 def render_findings(result: Result, *, prefix: str = "figure", figures: Sequence[Figure] | None = None) -> str:
-    """Render what a result found as a part of a page: verdicts, key figures, figures, tables and limitations.
+    """Render what a result found as a part of a page: headline, key figures, figures, verdicts, tables and limitations.
 
     The page that takes it needs the style sheet of `stylesheet`.
 
@@ -118,7 +119,7 @@ def render_findings(result: Result, *, prefix: str = "figure", figures: Sequence
     """
     content = _content(result, prefix, figures)
     parts = (_environment().get_template(name) for name in ("findings.html.j2", "limits.html.j2"))
-    return "".join(part.render(content=content) for part in parts)
+    return "".join(part.render(content=content, headline_first=True) for part in parts)
 
 
 def stylesheet() -> str:
