@@ -6,6 +6,7 @@ import argparse
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from statistics import quantiles
 from typing import Any
 
@@ -58,16 +59,17 @@ def show(what: str, found: list[float]) -> None:
     print(f"{what}: {middle:.3f} (quartiles {low:.3f} to {high:.3f})")
 
 
+def all_distances(trees: list[list[int]], work: Callable[[list[int]], object]) -> None:
+    for heads in trees:
+        work(heads)
+
+
 def distances(rounds: int) -> None:
     for size in (20, 60, 128):
         trees = random_trees(60, size)
         assert all((tree_distances(heads)[0] == by_shortest_paths(heads)).all() for heads in trees)
-        found = ratios(
-            lambda trees=trees: [tree_distances(heads) for heads in trees],  # type: ignore[misc]
-            lambda trees=trees: [by_shortest_paths(heads) for heads in trees],  # type: ignore[misc]
-            rounds,
-        )
-        show(f"distances of trees of {size} nodes, ours over scipy's shortest paths", found)
+        ours, peer = partial(all_distances, trees, tree_distances), partial(all_distances, trees, by_shortest_paths)
+        show(f"distances of trees of {size} nodes, ours over scipy's shortest paths", ratios(ours, peer, rounds))
 
 
 def layers(rounds: int) -> None:
@@ -76,7 +78,7 @@ def layers(rounds: int) -> None:
         from torch_geometric.nn import GATConv
     width, num_heads, head_width, size, number = 256, 4, 64, 40, 16
     ours = GraphAttention(width, num_heads, head_width)
-    peer = GATConv(width, head_width, heads=num_heads, negative_slope=0.2, add_self_loops=False, bias=False)
+    peer: Any = GATConv(width, head_width, heads=num_heads, negative_slope=0.2, add_self_loops=False, bias=False)
     stack = np.stack([tree_distances(heads)[0] for heads in random_trees(number, size)]).astype(np.int64)
     adjacency = neighbours(torch.from_numpy(stack), 1)
     nodes = torch.randn(number, size, width, requires_grad=True)

@@ -20,7 +20,7 @@ from polyloom.methods.transfer.data import Data, split_dev, tree_index, with_tre
 from polyloom.methods.transfer.encoders import known_words, make_start, mask_pieces
 from polyloom.methods.transfer.method import tree_distances
 from polyloom.methods.transfer.models import Predictions
-from polyloom.methods.transfer.protocol import Outcome, measure, run_protocol
+from polyloom.methods.transfer.protocol import Outcome, measure, run_protocol, unknown_labels
 from polyloom.methods.transfer.results import compare_arms, scalars_of, verdicts_of
 from polyloom.methods.transfer.sequences import Targets, gold_heads
 from polyloom.methods.transfer.study import run_train, xtreme_lines
@@ -527,3 +527,17 @@ def test_a_world_example_has_a_tag_and_a_node_for_every_word():
         for index in range(30):
             sentence = world_example(world, language, index, "train").sentences[0]
             assert len(sentence.words) == len(sentence.heads) == len(sentence.labels)
+
+
+def test_labels_that_training_never_had_are_counted_or_refused():
+    targets = Targets(("blue", "green", "red"), ("O", "B-ANIMAL"))
+    examples = [example(i) for i in range(36)]
+    assert unknown_labels("de", examples, targets) == []
+    fewer = Targets(targets.labels, targets.tags[:1])
+    with pytest.raises(UserError, match="hand:0: the label 'B-ANIMAL' is none of the training data's"):
+        unknown_labels("de", examples, fewer)
+    odd = example(0)
+    rare = [*examples, Example("x", odd.sentences, "violet")]
+    assert "1 labels of de are none of the training data's and count as wrong: violet." in unknown_labels(
+        "de", rare, targets
+    )

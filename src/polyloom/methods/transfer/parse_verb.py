@@ -108,10 +108,10 @@ def _parser(config: ParseConfig, run: Run, blocks: Sequence[str]) -> parsing.Par
     if config.model:
         return parsing.UDPipeParser(config.model)
     path = run.artifact("parser.udpipe")
-    iterations = config.iterations or (WORLD_ITERATIONS if config.treebank == "world" else 0)
+    usual = WORLD_ITERATIONS if config.treebank == "world" else parsing.NUM_ITERATIONS
     if not path.exists():
         with run.progress("training the parser", 1) as advance:
-            parsing.train_udpipe(blocks, path, iterations=iterations)
+            parsing.train_udpipe(blocks, path, iterations=config.iterations or usual)
             advance(1)
     return parsing.UDPipeParser(path)
 

@@ -19,6 +19,10 @@ from polyloom.data.world import World, records
 
 MIN_SENTENCES = 10
 METHOD = "morphodita_parsito"
+NUM_ITERATIONS = 6
+# Trees need parts of speech and features; lemmas, other tag sets and searched transitions cost more than they give.
+TAGGER = "use_lemma=0;provide_lemma=0;use_xpostag=0;provide_xpostag=0"
+PARSER = "structured_interval=0"
 
 
 class Trainable(NamedTuple):
@@ -100,13 +104,13 @@ def udpipe() -> Any:
     return module
 
 
-def train_udpipe(blocks: Sequence[str], path: Path, *, iterations: int = 0) -> None:
+def train_udpipe(blocks: Sequence[str], path: Path, *, iterations: int = NUM_ITERATIONS) -> None:
     """Train a tagger and parser, and write the model (one file) for words that are given.
 
     Args:
         blocks: CoNLL-U sentences, as of `read_trainable`.
         path: where the model goes.
-        iterations: passes of the tagger and the parser; 0 leaves UDPipe's own numbers (20 and 10).
+        iterations: passes of the tagger and of the parser.
 
     Raises:
         UserError: too few sentences, or UDPipe refuses them.
@@ -116,9 +120,9 @@ def train_udpipe(blocks: Sequence[str], path: Path, *, iterations: int = 0) -> N
         raise UserError(f"{len(blocks)} sentences train no parser.", hint=f"At least {MIN_SENTENCES} are needed.")
     module = udpipe()
     error = module.ProcessingError()
-    options = f"iterations={iterations}" if iterations else ""
+    tagger, parser = (f"iterations={iterations};{options}" for options in (TAGGER, PARSER))
     treebank = _read_blocks(module, blocks)
-    model = module.Trainer.train(METHOD, treebank, module.Sentences(), "none", options, options, error)
+    model = module.Trainer.train(METHOD, treebank, module.Sentences(), "none", tagger, parser, error)
     if error.occurred() or not model:
         raise UserError(f"UDPipe refuses the treebank: {error.message.strip()}.")
     write_bytes(path, model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def families() -> dict[str, PreTrainedModel]:
                 DistilBertConfig(vocab_size=100, dim=48, n_layers=2, n_heads=4, hidden_dim=96)
             ),
         }
-    return {name: model.eval() for name, model in models.items()}
+    return {name: model.eval() for name, model in models.items()}  # type: ignore[no-untyped-call]
 
 
 def off_equals_base(model: PreTrainedModel) -> bool:
@@ -72,7 +73,7 @@ def peer_difference() -> float | None:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         ours = GraphAttention(32, 4, 16)
-        peer = GATConv(32, 16, heads=4, negative_slope=0.2, add_self_loops=False, bias=False)
+        peer: Any = GATConv(32, 16, heads=4, negative_slope=0.2, add_self_loops=False, bias=False)
         peer.lin.weight.copy_(ours.weight.transpose(1, 2).reshape(64, 32))
         peer.att_dst.copy_(ours.receiver[..., 0][None])
         peer.att_src.copy_(ours.sender[..., 0][None])

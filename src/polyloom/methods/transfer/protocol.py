@@ -6,13 +6,14 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
 
+from polyloom.core.errors import UserError, closest
 from polyloom.core.seeding import derive_seed
 from polyloom.data.records import Example
 from polyloom.methods.transfer.arms import Arm, check_leak, find_arms, plan_of
@@ -36,6 +37,8 @@ from polyloom.metrics.tagging import Counts, exact_counts, label_counts, score, 
 from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run
 
+# A test file in which more of the labels than this are none of the training data's is of another task.
+UNKNOWN_ABOVE = 0.05
 FULL_SWITCH = SwitchPlan(rate=1.0, among="covered")
 NUM_PREDICTED = 1000
 
@@ -95,6 +98,45 @@ def measure(said: Predictions, examples: Sequence[Example], targets: Targets) ->
     return found
 
 
+def unknown_labels(language: str, examples: Sequence[Example], targets: Targets) -> list[str]:
+    """Say which labels of a test set training never had: they count as wrong.
+
+    Args:
+        language: of the test set.
+        examples: with their labels.
+        targets: what training had.
+
+    Returns:
+        A sentence, or nothing.
+
+    Raises:
+        UserError: they are too many for the same task; the first place is named.
+    """
+    gold = [(one.label, one) for one in examples] if targets.labels else []
+    gold += [(tag, one) for one in examples for tag in one.sentences[0].labels] if targets.tags else []
+    known = {*targets.labels, *targets.tags}
+    unknown = [(label, one) for label, one in gold if label not in known]
+    if len(unknown) > UNKNOWN_ABOVE * len(gold):
+        label, one = unknown[0]
+        what = f"the label {label!r} is none of the training data's ({len(unknown)} of {len(gold)} are none)."
+        raise UserError(what, where=one.sentences[0].source or language, hint=closest(label, known))
+    if not unknown:
+        return []
+    names = ", ".join(sorted({label for label, _ in unknown}))
+    return [f"{len(unknown)} labels of {language} are none of the training data's and count as wrong: {names}."]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every arm of a run shares."""
+
+    config: TransferTrainConfig
+    data: Data
+    targets: Targets
+    run: Run
+    advance: Callable[[int], None]
+
+
 def run_protocol(config: TransferTrainConfig, data: Data, run: Run) -> tuple[Targets, list[Outcome]]:
     """Train and score every arm on every seed; each finished one is stored, so that a killed run goes on behind it.
 
@@ -113,17 +155,30 @@ def run_protocol(config: TransferTrainConfig, data: Data, run: Run) -> tuple[Tar
     targets = find_targets(data.train, config.task)
     check_leak(list(arms.values()), config, targets)
     pin_threads()
+    for language, examples in (data.tests | data.oracles).items():
+        data.notices += unknown_labels(language, examples, targets)
     _, steps = steps_of(len(data.train), config)
     reading = -(-len(data.texts) // PRETRAIN_BATCH) * config.pretrain_epochs if config.encoder == "tiny" else 0
     outcomes = []
     with run.progress("training", config.num_seeds * (len(arms) * steps + reading)) as advance:
+        bench = Bench(config, data, targets, run, advance)
         for number in range(config.num_seeds):
-            seed = derive_seed(config.seed, "transfer", number)
-            cached: list[Start] = []
+            # The encoder is made when the first arm needs it: a resumed run may need none.
+            start = cache(partial(_start, bench, number))
             for name, arm in arms.items():
-                work = partial(_work, name, arm, config, data, targets, run, number, seed, cached, advance)
-                outcomes.append(_outcome(name, number, run.once(f"{name} seed {number}", work)))
+                value = run.once(f"{name} seed {number}", partial(_work, bench, name, arm, number, start))
+                outcomes.append(_outcome(name, number, value))
     return targets, outcomes
+
+
+def _seed(bench: Bench, number: int) -> int:
+    return derive_seed(bench.config.seed, "transfer", number)
+
+
+def _start(bench: Bench, number: int) -> Start:
+    hooks = {"check_stop": bench.run.check_stop, "on_step": bench.advance}
+    folder = bench.run.checkpoints / f"start-{number}"
+    return make_start(bench.config, bench.data, _seed(bench, number), folder, **hooks)
 
 
 def _outcome(name: str, number: int, value: dict[str, Any]) -> Outcome:
@@ -134,36 +189,25 @@ def _outcome(name: str, number: int, value: dict[str, Any]) -> Outcome:
     return Outcome(name, number, counts, **value)
 
 
-def _work(
-    name: str,
-    arm: Arm,
-    config: TransferTrainConfig,
-    data: Data,
-    targets: Targets,
-    run: Run,
-    number: int,
-    seed: int,
-    cached: list[Start],
-    advance: Callable[[int], None],
-) -> dict[str, Any]:
+def _work(bench: Bench, name: str, arm: Arm, number: int, make: Callable[[], Start]) -> dict[str, Any]:
     """Train one arm on one seed and return what `Outcome` holds, as JSON."""
-    hooks = {"check_stop": run.check_stop, "on_step": advance}
-    if not cached:
-        cached.append(make_start(config, data, seed, run.checkpoints / f"start-{number}", **hooks))
-    start = cached[0]
+    config, data, targets, run = bench.config, bench.data, bench.targets, bench.run
+    seed, start = _seed(bench, number), make()
     aids = make_aids(config, data, start)
     materials = Materials(start.encoder, start.pieces, data.train, targets, data.lexicons, aids, data.translations)
     folder = run.checkpoints / f"{name}-seed{number}"
     log = partial(run.log, arm=name, seed=number)
     began = time.process_time()
-    built, snapshots = train_arm(arm, materials, config, seed, folder, on_log=log, **hooks)
+    built, snapshots = train_arm(
+        arm, materials, config, seed, folder, on_log=log, on_step=bench.advance, check_stop=run.check_stop
+    )
     chosen, oracle = choose_epoch(built, snapshots, config, data, targets, aids, seed)
     cpu_seconds = time.process_time() - began
     counts = {}
     for language, examples in data.tests.items():
         said = predict(built.model, built.sequencer, examples)
         counts[language] = {metric: rows.tolist() for metric, rows in measure(said, examples, targets).items()}
-    num_parameters, num_cut = parameter_count(built.model), built.sequencer.num_cut
+    num_parameters = parameter_count(built.model)
     if config.save == "all" or (config.save == "first" and number == 0):
         _save(built, start, config, name, run.artifact(f"{name}-seed{number}/transfer.json").parent)
     shutil.rmtree(folder, ignore_errors=True)
@@ -171,7 +215,7 @@ def _work(
         "counts": counts,
         "cpu_seconds": round(cpu_seconds, 2),
         "num_parameters": num_parameters,
-        "num_cut": num_cut,
+        "num_cut": len(built.sequencer.cut),
         "realised_rate": _realised(arm, config, data, targets, aids, seed),
         "chosen": chosen,
         "oracle": oracle,

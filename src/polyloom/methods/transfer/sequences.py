@@ -153,7 +153,7 @@ class Sequencer:
         self.max_length = max_length
         self.targets = targets
         self.heads = heads
-        self.num_cut = 0
+        self.cut: set[str] = set()
         self._label_ids = {name: number for number, name in enumerate(targets.labels)}
         self._tag_ids = {name: number for number, name in enumerate(targets.tags)}
         self._distances: dict[str, Int16s] = {}
@@ -202,7 +202,8 @@ class Sequencer:
         separators = [layout.between, 1][-len(pieces) :]
         sizes = [sum(map(len, one)) for one in pieces]
         kept = _cut(sizes, self.max_length - 1 - sum(separators))
-        self.num_cut += kept != sizes
+        if kept != sizes:
+            self.cut.add(example.id)
         ids, segments, base, is_separator = [layout.cls], [0], [0], [0]
         words: list[int] = []
         full = 1

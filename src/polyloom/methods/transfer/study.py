@@ -21,7 +21,7 @@ from polyloom.methods.transfer.arms import find_arms
 from polyloom.methods.transfer.config import TransferEvaluateConfig, TransferTrainConfig
 from polyloom.methods.transfer.data import Data, read_data, split_specs, tree_index, unique_ids, with_trees
 from polyloom.methods.transfer.models import Loaded, Predictions, load_transfer, predict
-from polyloom.methods.transfer.protocol import measure, metric_names, run_protocol
+from polyloom.methods.transfer.protocol import measure, metric_names, run_protocol, unknown_labels
 from polyloom.methods.transfer.results import (
     LIMITATIONS,
     as_scalar,
@@ -90,7 +90,7 @@ def compare(
     tables["notices"] = Table(
         columns=["notice"], rows=[[one] for one in data.notices], title="What was found in the data"
     )
-    num_cut = sum(one.num_cut for one in outcomes)
+    num_cut = max(one.num_cut for one in outcomes)
     scalars = scalars_of(groups, data.source, languages, metrics, config.seed) if languages else {}
     return run.result(
         scalars=scalars
@@ -213,6 +213,7 @@ def read_tests(config: TransferEvaluateConfig, loaded: Loaded) -> tuple[dict[str
                 raise UserError(f"the model needs trees, and {code!r} has none.", where="--trees", hint=hint)
             if missing:
                 notices.append(f"{missing} sentences of {code} have no tree: their words hang on [CLS].")
+        notices += unknown_labels(code, examples, loaded.model.targets)
         tests[code] = examples
     return tests, notices
 
