@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from polyloom.methods.pretrain.coordinates import measure, scalings
+from polyloom.methods.pretrain.coordinates import judge, measure, scalings
 from polyloom.methods.pretrain.launch import failure
 from polyloom.methods.pretrain.planning import layouts
 from polyloom.methods.pretrain.proxies import Family, as_bytes
@@ -174,3 +174,20 @@ def test_the_process_that_failed_first_is_named(run: Run) -> None:
 def test_rows_beyond_the_vocabulary_are_padding() -> None:
     assert [padded(size, tp) for size, tp in ((1, 1), (128, 1), (129, 1), (300, 4))] == [128, 128, 256, 512]
     assert torch.empty(padded(300)).shape == (384,)
+
+
+def test_a_slope_is_judged_with_its_error() -> None:
+    assert judge([0.2, 0.05]) == "holds"
+    assert judge([0.3, 0.05]) == "is undecided"
+    assert judge([0.4, 0.41, 0.39]) == "does not hold"
+    assert judge([0.2]) == "is undecided"
+
+
+@pytest.mark.slow
+def test_the_quick_study_has_its_tables(cli: Any) -> None:
+    done = cli("pretrain", "study", "--languages", "en", "de", "--json")
+    assert 0 < value(done, "bits_per_byte") < 8
+    result = json.loads(done.stdout)
+    assert {"tokenizer", "bits_per_byte", "coordinates"} <= result["tables"].keys()
+    assert any("too short to decide" in verdict for verdict in result["verdicts"])
+    assert value(done, "max_standard_slope") > 1
