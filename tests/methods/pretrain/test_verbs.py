@@ -86,12 +86,12 @@ def test_one_file_goes_from_raw_documents_to_a_checkpoint(cli: Any, tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--preset", "tele-flm"], "there is no preset 'tele-flm'. Did you mean 'tele-flm-1t'?"),
+        (["--preset", "tele-flm"], "there is no preset 'tele-flm'. Did you mean"),
         (["--width", "100"], "the width 100 is not a multiple of the head size 32"),
         (["--tp", "3"], "tp: 3 does not divide the 2 heads. Choose 1, 2."),
         (["--pp", "4"], "pp: 4 stages are more than the 2 layers"),
         (["--dp", "3"], "dp: 3 does not divide the 8 rows of a batch"),
-        (["--max-epochs", "0.1", "--steps", "500"], "is exhausted at sample"),
+        (["--max-epochs", "0.01"], "is exhausted at sample"),
         (["--on-spike", "rewind", "--checkpoint-every", "0"], "rewind needs checkpoint_every"),
         (["--data", "NONE"], "NONE"),
     ],
