@@ -17,8 +17,8 @@ Ints = NDArray[np.int64]
 PRIME = (1 << 61) - 1
 _BASE = 0x9E3779B97F4A7C15 | 1
 _MAX32 = np.uint64(0xFFFFFFFF)
-# Shingles that go through the permutations together: two rows of 112 stay in the second cache.
-_BLOCK = 1024
+# Shingles that go through the permutations together: their two tables of 112 rows stay in the second cache.
+_BLOCK = 256
 
 
 def hash_text(text: str, salt: str = "") -> int:
@@ -147,22 +147,26 @@ def minhash(hashes: U64, a: U64, b: U64) -> U64:
 
     Source: Broder (1997); the family of Carter and Wegman (1979).
     """
+    if not len(hashes):
+        raise ValueError("a text without shingles has no signature")
     x = hashes & _MAX32
     prime, shift = np.uint64(PRIME), np.uint64(61)
-    low: U64 | None = None
+    factors, offsets = a[:, None], b[:, None]
+    values = np.empty((len(a), min(_BLOCK, len(x))), dtype=np.uint64)
+    spare = np.empty_like(values)
+    low = np.full(len(a), _MAX32)
     for first in range(0, len(x), _BLOCK):
-        v = np.multiply.outer(a, x[first : first + _BLOCK])
-        v += b[:, None]
-        high = v >> shift
+        block = x[first : first + _BLOCK]
+        v, high = values[:, : len(block)], spare[:, : len(block)]
+        np.multiply(factors, block, out=v)
+        v += offsets
+        np.right_shift(v, shift, out=high)
         v &= prime
         v += high
         # v < p + 8: one subtraction reduces it, and wraps where none is due.
         np.minimum(v, np.subtract(v, prime, out=high), out=v)
         v &= _MAX32
-        block = v.min(axis=1)
-        low = block if low is None else np.minimum(low, block)
-    if low is None:
-        raise ValueError("a text without shingles has no signature")
+        np.minimum(low, v.min(axis=1), out=low)
     return low
 
 

@@ -104,12 +104,10 @@ def train(
         batch_at: from a step to its batch: tensors whose first dimension is `config.batch_size`.
         config: the configuration.
         loss: from the model and rows of a batch to the summed loss and the number of targets that it is summed over.
-        groups: AdamW's parameter groups with their own `lr` and `weight_decay` (and `eps`, and `gradient_scale` for the
-            norm that clips); `parameter_groups` where absent.
+        groups: AdamW's groups: `lr`, `weight_decay`, `eps`, `gradient_scale` of the norm; else `parameter_groups`.
         engine: of a model that is sharded over processes; by default each process holds it whole.
         checkpoints: the folder to save to and resume from; nothing is saved without.
-        on_log: called with step, loss (nats), gradient_norm, lr, tokens_per_second (wall clock), with step and the
-            evaluation's values, and with step, spike, value, limit and action.
+        on_log: called with step, loss (nats), gradient_norm, lr, tokens_per_second; and evaluations, and spikes.
         on_step: called after each step with 1, and on resume with the steps that were done before: a progress bar.
         evaluate: returns named values; the first is minimised by early stopping. Called every `config.eval_every` steps
             and after the last, with the model in evaluation mode.
@@ -119,16 +117,12 @@ def train(
         The state at the end; the model is in evaluation mode.
 
     Raises:
-        PolyloomError: the loss or a gradient is not finite, or a spike stops the run.
-        Stopped: the run was asked to stop.
+        PolyloomError: the loss or a gradient is not finite, or a spike stops the run; Stopped: it was asked to.
     """
     device = next(model.parameters()).device
     optimizer = _optimizer(groups or parameter_groups(model, config), config, device, fused=engine is None)
-    with (
-        join_world(device) as world,
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        saving_memory(model, config) if engine is None else nullcontext(),
-    ):
+    saving = saving_memory(model, config) if engine is None else nullcontext()
+    with join_world(device) as world, saving, torch.random.fork_rng([device] if device.type == "cuda" else []):
         engine = engine or Replicated(model, loss, config, world)
         engine.start(optimizer)
         saved = engine.load(checkpoints) if checkpoints else None
@@ -155,11 +149,7 @@ def train(
                 on_step(1)
             done = state.step == config.steps
             if state.step % config.log_every == 0 or done:
-                now = (time.perf_counter(), state.num_tokens)
-                speed = (now[1] - clock[1]) / (now[0] - clock[0])
-                lr = optimizer.param_groups[0]["lr"]
-                log(step=state.step, loss=state.loss, gradient_norm=norm, lr=lr, tokens_per_second=speed)
-                clock = now
+                clock = _log_step(log, state, norm, optimizer, clock)
             if evaluate and config.eval_every and (state.step % config.eval_every == 0 or done):
                 model.eval()
                 _judge(evaluate(), state, config, log)
@@ -170,6 +160,17 @@ def train(
                 raise stop
     model.eval()
     return state
+
+
+def _log_step(
+    log: Callable[..., None], state: TrainState, norm: float, optimizer: AdamW, clock: tuple[float, int]
+) -> tuple[float, int]:
+    """Log a step with the speed since `clock`; return the time and the tokens of now."""
+    now = (time.perf_counter(), state.num_tokens)
+    speed = (now[1] - clock[1]) / (now[0] - clock[0])
+    lr = optimizer.param_groups[0]["lr"]
+    log(step=state.step, loss=state.loss, gradient_norm=norm, lr=lr, tokens_per_second=speed)
+    return now
 
 
 def _optimizer(groups: Sequence[ParameterGroup], config: TrainConfig, device: torch.device, *, fused: bool) -> AdamW:

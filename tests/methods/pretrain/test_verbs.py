@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from polyloom.methods.pretrain.coordinates import measure, scalings
+from polyloom.methods.pretrain.coordinates import judge, measure, scalings
 from polyloom.methods.pretrain.launch import failure
 from polyloom.methods.pretrain.planning import layouts
 from polyloom.methods.pretrain.proxies import Family, as_bytes
@@ -86,12 +86,12 @@ def test_one_file_goes_from_raw_documents_to_a_checkpoint(cli: Any, tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--preset", "tele-flm"], "there is no preset 'tele-flm'. Did you mean 'tele-flm-1t'?"),
+        (["--preset", "tele-flm"], "there is no preset 'tele-flm'. Did you mean"),
         (["--width", "100"], "the width 100 is not a multiple of the head size 32"),
         (["--tp", "3"], "tp: 3 does not divide the 2 heads. Choose 1, 2."),
         (["--pp", "4"], "pp: 4 stages are more than the 2 layers"),
         (["--dp", "3"], "dp: 3 does not divide the 8 rows of a batch"),
-        (["--max-epochs", "0.1", "--steps", "500"], "is exhausted at sample"),
+        (["--max-epochs", "0.01"], "is exhausted at sample"),
         (["--on-spike", "rewind", "--checkpoint-every", "0"], "rewind needs checkpoint_every"),
         (["--data", "NONE"], "NONE"),
     ],
@@ -174,3 +174,20 @@ def test_the_process_that_failed_first_is_named(run: Run) -> None:
 def test_rows_beyond_the_vocabulary_are_padding() -> None:
     assert [padded(size, tp) for size, tp in ((1, 1), (128, 1), (129, 1), (300, 4))] == [128, 128, 256, 512]
     assert torch.empty(padded(300)).shape == (384,)
+
+
+def test_a_slope_is_judged_with_its_error() -> None:
+    assert judge([0.2, 0.05]) == "holds"
+    assert judge([0.3, 0.05]) == "is undecided"
+    assert judge([0.4, 0.41, 0.39]) == "does not hold"
+    assert judge([0.2]) == "is undecided"
+
+
+@pytest.mark.slow
+def test_the_quick_study_has_its_tables(cli: Any) -> None:
+    done = cli("pretrain", "study", "--languages", "en", "de", "--json")
+    assert 0 < value(done, "bits_per_byte") < 8
+    result = json.loads(done.stdout)
+    assert {"tokenizer", "bits_per_byte", "coordinates"} <= result["tables"].keys()
+    assert any("too short to decide" in verdict for verdict in result["verdicts"])
+    assert value(done, "max_standard_slope") > 1

@@ -159,5 +159,9 @@ CARD = RoomCard(
         Equation("i -> (source, window)", "the sample stream", "polyloom.training.stream:SampleStream"),
         Equation("median + 6 MAD, 4 medians", "spikes", "polyloom.training.watch:Watch"),
         Equation("(p-1) / (v k + p-1)", "pipeline bubble", "polyloom.training.layouts:Layout"),
+        Equation("min (a x + b) mod (2^61 - 1)", "MinHash", "polyloom.data.duplicates:minhash"),
+        Equation("1 - (1 - s^r)^b", "chance to become candidates", "polyloom.data.duplicates:candidate_probability"),
+        Equation("p ~ n^alpha", "the tokenizer's sample", f"{_ROOM}.samples:fill_shares"),
+        Equation("sum nats / (ln 2 sum bytes)", "bits per byte", "polyloom.metrics.language_model:bits_per_byte"),
     ),
 )

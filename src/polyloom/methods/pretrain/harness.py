@@ -93,14 +93,14 @@ def run_benchmarks(model: Any, tokenizer: Any, config: EvaluateConfig) -> list[d
             name, _, filter_name = key.partition(",")
             if not filter_name or name.endswith("_stderr") or not isinstance(value, int | float):
                 continue
-            error = metrics.get(f"{name}_stderr,{filter_name}")
+            spread = metrics.get(f"{name}_stderr,{filter_name}")
             metric = name if filter_name == "none" else f"{name} ({filter_name})"
             rows.append(
                 {
                     "task": task,
                     "metric": metric,
                     "value": float(value),
-                    "error": float(error) if isinstance(error, int | float) else None,
+                    "error": float(spread) if isinstance(spread, int | float) else None,
                     "questions": counts.get(task, {}).get("effective"),
                 }
             )

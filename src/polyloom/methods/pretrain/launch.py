@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from polyloom.core.errors import PolyloomError
@@ -14,6 +15,9 @@ from polyloom.runs.folder import Run
 
 _EXIT_CODE = re.compile(r"exitcode\s*: (-?\d+)")
 _RANK = re.compile(r"rank\s*: (\d+)")
+_STEP = re.compile(r'"step": (\d+)')
+POLL_SECONDS = 0.5
+TAIL_BYTES = 4096
 
 
 def torchrun(num_processes: int, words: list[str]) -> list[str]:
@@ -24,7 +28,7 @@ def torchrun(num_processes: int, words: list[str]) -> list[str]:
     ]
 
 
-def launch(num_processes: int, run: Run) -> None:
+def launch(num_processes: int, num_steps: int, run: Run) -> None:
     """Train with as many processes as the layout has; their progress is shown as one.
 
     A process that fails ends the others: torchrun looks after them every tenth of a second, and they end at once.
@@ -38,22 +42,43 @@ def launch(num_processes: int, run: Run) -> None:
     command = torchrun(num_processes, ["polyloom.methods.pretrain.worker", str(run.path)])
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONWARNINGS": "ignore"}
     log = run.artifact("processes.log")
-    with log.open("a", encoding="utf-8") as stream:
+    with log.open("a", encoding="utf-8") as stream, run.progress("pretrain: train", num_steps) as advance:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
         try:
-            while True:
-                try:
-                    code = process.wait(timeout=0.5)
-                    break
-                except subprocess.TimeoutExpired:
-                    if run.stop_requested:
-                        process.send_signal(signal.SIGTERM)
+            code = _follow(process, run, advance)
         except BaseException:
             process.kill()
             raise
     run.check_stop()
     if code:
         raise failure(log, run)
+
+
+def _follow(process: subprocess.Popen[bytes], run: Run, advance: Callable[[int], None]) -> int:
+    """Show the first process's steps until all have ended; a request to stop is passed on once."""
+    shown, asked = 0, False
+    while True:
+        try:
+            return process.wait(timeout=POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            step = last_logged_step(run.path)
+            advance(step - shown)
+            shown = step
+            if run.stop_requested and not asked:
+                process.send_signal(signal.SIGTERM)
+                asked = True
+
+
+def last_logged_step(folder: Path) -> int:
+    """Return the step of the last whole line of a run's `metrics.jsonl`; 0 where there is none."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return 0
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        lines = stream.read().decode(errors="replace").split("\n")[:-1]
+    steps = [match for line in reversed(lines) for match in _STEP.findall(line)[:1]]
+    return int(steps[0]) if steps else 0
 
 
 def failure(log: Path, run: Run) -> PolyloomError:

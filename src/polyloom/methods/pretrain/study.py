@@ -13,7 +13,7 @@ from polyloom.core.errors import UserError
 from polyloom.core.result import Cell, Result, Scalar, Series, Table
 from polyloom.data.text import by_language, read_documents, split_documents
 from polyloom.methods.pretrain.config import CoordinateCheckConfig, PredictConfig, PretrainStudyConfig, SearchConfig
-from polyloom.methods.pretrain.coordinates import coordinate_result
+from polyloom.methods.pretrain.coordinates import run_coordinate_check
 from polyloom.methods.pretrain.predicting import TARGET_FACTOR, judge, trained_losses
 from polyloom.methods.pretrain.proxies import world_family
 from polyloom.methods.pretrain.searching import FORMS, shifts, transfer_losses
@@ -41,8 +41,8 @@ class Size:
 SIZES = {
     "quick": Size(
         Budget(20_000, 1024, 80, 3_000, "llama-2x64"),
-        {"widths": [64, 128, 256], "num_seeds": 1},
-        {"widths": [32, 64, 96, 128], "steps": 40, "num_seeds": 2},
+        {"widths": [64, 128, 256], "num_seeds": 2},
+        {"widths": [32, 64, 96, 128], "steps": 30, "num_seeds": 1},
         None,
     ),
     "full": Size(
@@ -73,7 +73,7 @@ def run_study(config: PretrainStudyConfig, run: Run) -> Result:
     train_texts, test_texts = _texts(config, size.budget)
     source = _model(config, run, size.budget, train_texts)
     rows = run.once("bits per byte", lambda: _measure(source, train_texts, test_texts))
-    check, _ = coordinate_result(CoordinateCheckConfig(**size.check, **common), run)
+    check = run_coordinate_check(CoordinateCheckConfig(**size.check, **common), run)
     prediction = PredictConfig(**size.predict, **common)
     losses = trained_losses(prediction, run)
     target = TARGET_FACTOR * max(losses)

@@ -96,7 +96,7 @@ def _train(config: TrainVerbConfig, recipe: Recipe, data: TrainingData, run: Run
         )
     done = run.artifact("trained.json")
     if not done.exists():
-        launch(recipe.layout.num_processes, run)
+        launch(recipe.layout.num_processes, recipe.training.steps, run)
     state: dict[str, Any] = read_json(done)
     return state
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -10,14 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from polyloom.core.errors import PolyloomError, UserError
 from polyloom.core.files import sha256_file
 from polyloom.core.result import Cell, Result, Scalar, Table
 from polyloom.methods.pretrain.config import TrainVerbConfig, VerifyConfig
-from polyloom.methods.pretrain.launch import launch
+from polyloom.methods.pretrain.launch import last_logged_step, launch
 from polyloom.methods.pretrain.training_data import prepare_data, reopen_data
 from polyloom.models.device import pin_threads
 from polyloom.runs.execute import find_verb
@@ -159,7 +157,7 @@ def _trained(sub: Run) -> list[list[float]]:
     if recipe.layout.num_processes == 1:
         train_here(recipe, data, sub)
     else:
-        launch(recipe.layout.num_processes, sub)
+        launch(recipe.layout.num_processes, STEPS, sub)
     return [[line["loss"], line["gradient_norm"]] for line in sub.metrics() if line.get("loss") is not None]
 
 
@@ -218,13 +216,7 @@ def _finish(process: subprocess.Popen[str]) -> None:
 
 def _wait_for_step(sub: Run, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + LINE_SECONDS
-    while _last_step(sub.path) < KILL_AFTER:
+    while last_logged_step(sub.path) < KILL_AFTER:
         if process.poll() is not None or time.monotonic() > deadline:
             raise PolyloomError("the run that was to be killed ended by itself.")
         time.sleep(0.05)
-
-
-def _last_step(folder: Path) -> int:
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return max((json.loads(line).get("step", 0) for line in lines), default=0)

@@ -1,7 +1,7 @@
 """The passes over many documents: exact copies, repeated paragraphs, near duplicates. Memory is bounded by one part.
 
-What is kept never depends on how the input was cut or in which order it was read: of equal texts the one with the
-smallest id stays, of near duplicates the one whose text has the smallest hash.
+What is kept never depends on how the input was cut or in which order it was read: of equal texts the one whose
+id has the smallest hash stays, of near duplicates the one whose text has the smallest hash.
 """
 
 from __future__ import annotations
