@@ -217,6 +217,8 @@ class ResidualMLP(nn.Module):
         self.inner = nn.Linear(dim, bottleneck)
         self.outer = nn.Linear(bottleneck, dim)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPSILON)
+        # It starts as no block at all: at the norm's usual start its output drowns the sequence and nothing is learned.
+        nn.init.zeros_(self.norm.weight)
 
     def forward(
         self, X: Float[Tensor, "batch tokens dim"], mask: Bool[Tensor, "batch tokens"]

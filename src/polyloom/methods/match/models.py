@@ -261,7 +261,8 @@ class Matcher(nn.Module):
         if isinstance(self.block, FeatureAttention):
             # A positive factor per feature commutes with mean and maximum: the sequence itself need not be scaled.
             pooled = pool(X, mask)
-            return pooled * self.block.gate(pooled[:, : X.shape[2]]).repeat(1, 2)
+            gate = self.block.gate(pooled[:, : X.shape[2]])
+            return (pooled.view(len(pooled), 2, -1) * gate[:, None]).flatten(1)
         if self.block is not None:
             X = self.block(X, mask)
         return pool(X, mask)

@@ -33,6 +33,7 @@ POSITIVE = ("1", "same", "entailment", "entails", "duplicate", "true", "yes")
 COSENT_SCALE, CONTRASTIVE_SCALE = 20.0, 20.0
 FORMAT_VERSION = 1
 RATES = {"bag": 6e-3}  # other bases 3e-3; chosen on validation pairs, see benchmarks/match.md
+AVERAGED_STEPS = 100  # about so many of the last steps' weights are averaged: single ones swing by points
 LEAST_RATE = 1 / 8  # of the first learning rate
 
 
@@ -280,6 +281,30 @@ def batches(lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -
     return cut
 
 
+class Average:
+    """The exponential average of a model's weights, which is what is judged and kept."""
+
+    def __init__(self, model: Matcher) -> None:
+        self.model, self.num_steps = model, 0
+        self.live = [value for value in model.state_dict().values() if value.is_floating_point()]
+        self.mean = [value.clone() for value in self.live]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights after a step; the first ones count less, so that the start is soon forgotten."""
+        self.num_steps += 1
+        share = max(1 / AVERAGED_STEPS, 10 / (10 + self.num_steps))
+        torch._foreach_lerp_(self.mean, self.live, share)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the model's weights and the average."""
+        for value, mean in zip(self.live, self.mean, strict=True):
+            held = value.clone()
+            value.copy_(mean)
+            mean.copy_(held)
+
+
 def fit(
     train: Pairs,
     valid: Pairs,
@@ -323,6 +348,7 @@ def fit(
     # Without a floor, some unlucky early epochs halve the rate until nothing moves (ESIM on 32 pairs stopped so).
     least = recipe.rate * LEAST_RATE
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, "max", factor=0.5, patience=0, min_lr=least)
+    average = Average(model)
     best, kept, waited = -np.inf, copy.deepcopy(model.state_dict()), 0
     rng = numpy_generator(seed, "order")
     for number, module in enumerate(model.modules()):
@@ -341,10 +367,12 @@ def fit(
                 value.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(parameters, 10.0)
                 optimiser.step()
+                average.update()
                 total += value.item() * len(rows)
                 step += 1
                 if after_step:
                     after_step(trained, step)
+            average.swap()
             score = main_score(trained, valid)
             schedule.step(score)
             trained.curve.append({"epoch": epoch + 1, "loss": total / len(lengths), "valid": score})
@@ -353,6 +381,7 @@ def fit(
             waited = 0 if score > best else waited + 1
             if score > best:
                 best, kept = score, copy.deepcopy(model.state_dict())
+            average.swap()
             if waited >= recipe.patience or score >= 1:
                 break
     model.load_state_dict(kept)
