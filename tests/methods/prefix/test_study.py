@@ -12,7 +12,7 @@ from polyloom.core.errors import UserError
 from polyloom.methods import prefix
 from polyloom.methods.prefix import study
 from polyloom.methods.prefix.config import PrefixStudyConfig
-from polyloom.methods.prefix.data import ALL_THINGS, FEW_THINGS, SOURCE, make_corpus, pretraining_documents
+from polyloom.methods.prefix.data import ALL_THINGS, FEW_THINGS, NUM_DEV, SOURCE, make_corpus, pretraining_documents
 from polyloom.methods.prefix.experiment import IGNORED, as_rows, bucketed
 from polyloom.methods.prefix.experiment_run import METHODS, Plan, world_dictionary
 from polyloom.models.tokenizers import train_tokenizer
@@ -26,12 +26,11 @@ SMALL = Plan(
 
 def test_corpus_is_parallel_disjoint_and_the_same_for_a_seed() -> None:
     corpus = make_corpus(["de", "cs"], 300, 40, 3, ALL_THINGS)
-    assert (
-        corpus == make_corpus(["de", "cs"], 300, 40, 3, ALL_THINGS)
-        or corpus.train == make_corpus(["de", "cs"], 300, 40, 3, ALL_THINGS).train
-    )
-    seen = {line[SOURCE] for line in corpus.train}
-    assert not seen & {line[SOURCE] for line in corpus.test}
+    again = make_corpus(["de", "cs"], 300, 40, 3, ALL_THINGS)
+    assert (corpus.train, corpus.dev, corpus.test, corpus.words) == (again.train, again.dev, again.test, again.words)
+    parts = [{line[SOURCE] for line in part} for part in (corpus.train, corpus.dev, corpus.test)]
+    assert [len(part) for part in parts] == [300, NUM_DEV, 40]
+    assert len(set().union(*parts)) == 340 + NUM_DEV
     assert all(set(line) == {"en", "de", "cs"} for line in corpus.train)
     few = make_corpus(["de"], 100, 10, 3, FEW_THINGS)
     assert len({word for line in few.train for word in line["de"].split()}) < 60

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,8 +41,7 @@ def _rapl() -> tuple[str, Counter] | None:
 
 def _nvml(device: torch.device) -> tuple[str, Counter] | None:
     try:
-        import pynvml
-
+        pynvml: Any = import_module("pynvml")
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)

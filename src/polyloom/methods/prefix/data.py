@@ -17,6 +17,7 @@ TERRITORIES = (
 )
 LANGUAGE_NAMES = ("cs", "de", "en", "es", "fi", "fr", "it", "nl", "pl", "sv")
 YEAR = 2024
+NUM_DEV = 20
 UNITS = ("mass-kilogram", "length-meter", "volume-liter", "duration-week", "length-kilometer", "duration-day")
 # What the base model has seen behind the instruction: mostly not what the instruction asks for.
 COPY_SHARE, RIGHT_SHARE = 0.45, 0.25
@@ -64,10 +65,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Meanings said in every language: training lists, test lists (disjoint from them) and single things."""
+    """Meanings said in every language: training lists, development and test lists (all disjoint), single things."""
 
     world: World
     train: list[dict[str, str]]
+    dev: list[dict[str, str]]
     test: list[dict[str, str]]
     words: list[dict[str, str]]
 
@@ -88,7 +90,7 @@ def make_corpus(targets: Sequence[str], num_train: int, num_test: int, seed: int
     Args:
         targets: languages beside English.
         num_train: meanings to train on.
-        num_test: meanings to test on; none of them is among the first.
+        num_test: meanings to test on; none of them is among the first, nor among the `NUM_DEV` to develop on.
         seed: of the draw.
         things: what the lists are made of.
     """
@@ -98,10 +100,16 @@ def make_corpus(targets: Sequence[str], num_train: int, num_test: int, seed: int
     while len(meanings) < num_train + num_test:
         frame = _meaning(rng, rng.choice((2, 3)), things)
         meanings.setdefault(frame.iso(), frame)
-    lines = [{code: world.text(frame, code).text for code in world.languages} for frame in meanings.values()]
     single = [_meaning(rng, 1, things) for _ in range(num_train // 8)]
-    words = [{code: world.text(frame, code).text for code in world.languages} for frame in single]
-    return Corpus(world, lines[:num_train], lines[num_train:], words)
+    while len(meanings) < num_train + num_test + NUM_DEV:
+        frame = _meaning(rng, rng.choice((2, 3)), things)
+        meanings.setdefault(frame.iso(), frame)
+    lines, words = (
+        [{code: world.text(frame, code).text for code in world.languages} for frame in frames]
+        for frames in (list(meanings.values()), single)
+    )
+    end = num_train + num_test
+    return Corpus(world, lines[:num_train], lines[end:], lines[num_train:end], words)
 
 
 def _meaning(rng: random.Random, num_items: int, things: Things) -> Frame:

@@ -30,6 +30,7 @@ from polyloom.runs.folder import Run
 MAX_ANSWER_TOKENS = 48
 NUM_POSITIONS = 6
 SHOTS = 3
+SFT_BATCH = 16
 METHODS = (
     "base, zero-shot",
     "base, few-shot",
@@ -53,7 +54,12 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What one seed costs: meanings, test sentences a language, steps and batches of the base, SFT and small models."""
+    """What one seed costs: meanings, test sentences a language, steps and batches of the base, SFT and small models.
+
+    Fine-tuning goes on by rounds of `sft_steps` until on development sentences `fidelity` of the answers are in the
+    language asked for, at most `sft_rounds` of them: a tuned model that has not learned which language to answer in
+    is no reference for what a prior of another language does.
+    """
 
     num_train: int = 2500
     num_test: int = 40
@@ -65,6 +71,8 @@ class Plan:
     base_lr: float = 3e-3
     sft_steps: int = 250
     sft_lr: float = 1e-3
+    sft_rounds: int = 4
+    fidelity: float = 0.95
     small_width: int = 64
     small_steps: int = 400
     things: Things = ALL_THINGS
@@ -72,13 +80,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Models:
-    """The seed's models with their tokenizer, and the CPU seconds that each took to train."""
+    """The seed's models with their tokenizer, the CPU seconds that each took to train, and how fine-tuning went.
+
+    `fidelity` holds after each round of fine-tuning the share of development answers in the language asked for.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     base: PreTrainedModel
     sft: PreTrainedModel
     small: PreTrainedModel
     seconds: dict[str, float]
+    fidelity: list[float]
 
 
 @dataclass(frozen=True)
@@ -115,8 +127,8 @@ def run_seed(seed: int, plan: Plan, targets: Sequence[str], run: Run, advance: C
         JSON: outputs' BLEU statistics by method and language, rates, decisions by position, identities and costs.
     """
     corpus = make_corpus(targets, plan.num_train, plan.num_test, seed, plan.things)
-    models = train_models(corpus, plan, seed, run, advance)
     profiles = language_profiles({code: [line[code] for line in corpus.train] for code in corpus.world.languages})
+    models = train_models(corpus, plan, seed, profiles, run, advance)
     found: dict[str, Any] = {"methods": {}, "decisions": {}, "base_decisions": {}, "failures": {}}
     for language in targets:
         rows = examples(corpus.test, language)
@@ -129,7 +141,7 @@ def run_seed(seed: int, plan: Plan, targets: Sequence[str], run: Run, advance: C
         run.check_stop()
     found["identities"] = _identities(bench)
     found["prefill_cost_ratio"] = _prefill_cost(bench)
-    found["seconds"] = models.seconds
+    found["seconds"], found["fidelity"] = models.seconds, models.fidelity
     found["example"] = {name: texts[0] for name, texts in outputs.items()} | {
         "source": rows[0].source,
         "reference": rows[0].target,
@@ -142,40 +154,51 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return [int(tokenizer.bos_token_id), *encode(tokenizer, prompt)]
 
 
-def train_models(corpus: Corpus, plan: Plan, seed: int, run: Run, advance: Callable[[int], None]) -> Models:
+def train_models(
+    corpus: Corpus, plan: Plan, seed: int, profiles: LanguageProfiles, run: Run, advance: Callable[[int], None]
+) -> Models:
     """Train the base model, its fine-tuned twin and the small translator; a stopped run goes on where it was."""
-    seconds = {}
+    seconds = {"base": 0.0, "sft": 0.0, "small": 0.0}
     documents = make_documents(corpus, min(plan.base_steps * plan.base_batch, 40_000), seed)
     tokenizer = train_tokenizer(documents[:6000], plan.vocab_size)
     tasks = _tasks(corpus, seed)
     base = build_llama(len(tokenizer), plan.width, plan.num_layers, 4, seed)
     small = build_llama(len(tokenizer), plan.small_width, 1, 2, seed + 1)
-    started = time.process_time()
 
-    def lap(name: str) -> None:
-        nonlocal started
-        seconds[name], started = time.process_time() - started, time.process_time()
-
-    def work(name: str, model: Any, texts: list[tuple[str, str]], steps: int, batch: int, lr: float) -> None:
-        rows = as_rows(texts, tokenizer, all_tokens=name == "base")
+    def work(name: str, model: Any, texts: list[tuple[str, str]], steps: int, lr: float, turn: int = 0) -> None:
+        started = time.process_time()
         fit(
             model,
-            rows,
+            as_rows(texts, tokenizer, all_tokens=name == "base"),
             steps=steps,
-            batch_size=batch,
+            batch_size=plan.base_batch if name == "base" else SFT_BATCH,
             lr=lr,
-            seed=seed,
-            checkpoints=run.checkpoints / f"{seed}-{name}",
-            on_step=advance,
+            seed=seed + turn,
+            checkpoints=run.checkpoints / (f"{seed}-{name}-{turn}" if turn else f"{seed}-{name}"),
+            on_step=None if turn else advance,
             check_stop=run.check_stop,
         )
-        lap(name)
+        seconds[name] += time.process_time() - started
 
-    work("base", base, [("", text) for text in documents], plan.base_steps, plan.base_batch, plan.base_lr)
+    work("base", base, [("", text) for text in documents], plan.base_steps, plan.base_lr)
     sft = copy.deepcopy(base)
-    work("sft", sft, tasks, plan.sft_steps, 16, plan.sft_lr)
-    work("small", small, tasks, plan.small_steps, 16, 3e-3)
-    return Models(tokenizer, base, sft, small, seconds)
+    fidelity: list[float] = []
+    while len(fidelity) < plan.sft_rounds and (not fidelity or fidelity[-1] < plan.fidelity):
+        work("sft", sft, tasks, plan.sft_steps, plan.sft_lr, len(fidelity))
+        fidelity.append(_fidelity(sft, tokenizer, corpus, profiles))
+    work("small", small, tasks, plan.small_steps, 3e-3)
+    return Models(tokenizer, base, sft, small, seconds, fidelity)
+
+
+def _fidelity(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, profiles: LanguageProfiles
+) -> float:
+    """Return the share of development answers that are in the language asked for."""
+    rows = [row for language in corpus.targets for row in examples(corpus.dev, language)]
+    prompts = [prompt_tokens(tokenizer, row.prompt) for row in rows]
+    settings = Decoding(MAX_ANSWER_TOKENS, stop=("\n",))
+    answers = decode(model, prompts, settings, tokenizer=tokenizer, batch_size=64)
+    return mean(float(profiles.identify(one.text) == row.language) for one, row in zip(answers, rows, strict=True))
 
 
 def _tasks(corpus: Corpus, seed: int) -> list[tuple[str, str]]:

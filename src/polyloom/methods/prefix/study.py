@@ -51,6 +51,8 @@ LIMITATIONS = (
     "control, not a fact about large models.",
     "The ambiguity after the instruction is planted: 40 % of the base model's training documents hold the instruction, "
     "answered by an English copy (45 %), in the language asked for (25 %) or in any language (30 %).",
+    "Fine-tuning goes on until, on development sentences, 95 % of its answers are in the language asked for, or for "
+    "four rounds; nothing is chosen on test sentences.",
     "The gold prior is a ceiling that needs the reference; the two controls bound what a prior's language alone and a "
     "right-language opener of another sentence do.",
 )
@@ -96,6 +98,8 @@ def study_result(config: PrefixStudyConfig, run: Run, found: Sequence[SeedResult
     scalars = {name: Scalar(value=one.value, low=one.low, high=one.high, unit="% of SFT") for name, one in rel.items()}
     sft = [_mean_bleu(seed, "SFT") for seed in found]
     scalars["sft_bleu"] = Scalar(value=float(np.mean(sft)), unit="BLEU")
+    scalars["sft_fidelity"] = Scalar(value=min(seed["fidelity"][-1] for seed in found), unit="share, worst seed")
+    scalars["sft_rounds"] = Scalar(value=max(len(seed["fidelity"]) for seed in found), unit="rounds, most of a seed")
     scalars |= _decision_scalars(found) | _identity_scalars(found)
     scalars["num_seeds"] = Scalar(value=len(found))
     for name in ("base", "sft", "small"):
