@@ -50,8 +50,8 @@ def take(page: Page, address: str, names: tuple[str, str, str], out: Path) -> li
     pictures = [out / f"studio-{name}.png" for name in ("annotate", "annotate-ar", "replay", "judge")]
     page.goto(f"{address}/annotate")
     page.get_by_label("Your name").fill("Aya")
-    page.keyboard.press("Enter")
-    page.wait_for_load_state()
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
     annotate(page, f"{address}/annotate/{japanese}/1", pictures[0])
     annotate(page, f"{address}/annotate/{arabic}/1", pictures[1])
     page.goto(f"{address}/replay/fishery/0/3")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from polyloom.web import Settings, create_app
 
@@ -32,6 +32,9 @@ FLAGS = (
 )
 START_SECONDS = 60
 BASE_URL = "http://127.0.0.1:8321"
+# These machines are shared: what is seen late is seen.
+PATIENCE_MILLISECONDS = 30_000
+expect.set_options(timeout=PATIENCE_MILLISECONDS)
 
 
 @dataclass
@@ -140,7 +143,7 @@ def new_context(browser: Browser) -> Iterator[Callable[..., BrowserContext]]:
 
     def open_context(**given: object) -> BrowserContext:
         context = browser.new_context(**{"locale": "en-GB", **given})  # type: ignore[arg-type]
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(PATIENCE_MILLISECONDS)
         opened.append(context)
         return context
 

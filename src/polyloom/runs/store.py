@@ -153,7 +153,7 @@ class EventStore:
         """Return the collections of a kind, newest first."""
         query = "SELECT id, kind, title, created, body FROM collections WHERE kind = ? ORDER BY created DESC, id"
         with self._transaction() as execute:
-            return [Collection(*row[:4], json.loads(row[4])) for row in execute(query, (kind,))]
+            return [_collection(row) for row in execute(query, (kind,))]
 
     def collection(self, id: str, kind: str) -> Collection:
         """Return one collection.
@@ -164,7 +164,7 @@ class EventStore:
         query = "SELECT id, kind, title, created, body FROM collections WHERE id = ? AND kind = ?"
         with self._transaction() as execute:
             for row in execute(query, (id, kind)):
-                return Collection(*row[:4], json.loads(row[4]))
+                return _collection(row)
         raise UserError(f"there is no collection {id!r}.", hint="It may be in another store.")
 
     def names(self, collection: str) -> list[str]:
@@ -237,6 +237,10 @@ class EventStore:
                 values.append(value)
         with self._transaction() as execute:
             return _read(execute, " AND ".join(conditions), values)
+
+
+def _collection(row: Sequence[Any]) -> Collection:
+    return Collection(row[0], row[1], row[2], row[3], json.loads(row[4]))
 
 
 def _read(execute: Execute, condition: str, values: Sequence[Any]) -> list[Entry]:

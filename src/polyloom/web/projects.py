@@ -65,11 +65,11 @@ def from_file(store: EventStore, path: Path, title: str, *, blind: bool) -> str:
         UserError: no such file, or one of another form.
     """
     documents = load_documents(str(path))[0]
-    proposals = {
+    proposals: dict[str, list[Proposal]] = {
         document.title: [(triple, 1.0, "model") for triple in document.triples or ()] for document in documents
     }
     about = {"source": title, "language": ""}
-    return _make(store, path.stem, title, documents, proposals, about, blind=blind)  # type: ignore[arg-type]
+    return _make(store, path.stem, title, documents, proposals, about, blind=blind)
 
 
 def from_run(store: EventStore, folder: Path, *, blind: bool) -> str:

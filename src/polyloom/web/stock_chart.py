@@ -10,6 +10,8 @@ from polyloom.methods.commons.story import Story
 WIDTH, HEIGHT = 760, 210
 LEFT, RIGHT, TOP, BOTTOM = 40, 12, 12, 26
 NUM_COLOURS = 6
+# Of fewer months columns would be wide.
+LEAST_COLUMNS = 6
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def draw(story: Story, other: Sequence[float | None] = ()) -> Chart:
     months = [*story.chapters]
     known = [value for value in other if value is not None]
     top = max([chapter.stock for chapter in months] + [1] + [int(value) for value in known])
-    num_columns = max(len(months), len(other))
+    num_columns = max(len(months), len(other), LEAST_COLUMNS)
     room = (WIDTH - LEFT - RIGHT) / num_columns
     inner = HEIGHT - TOP - BOTTOM
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -123,8 +125,11 @@ def show_call(request: Request, run: str, number: int, month: int, index: int) -
 @router.post("/replay/{run}/{number}/{month}/branch")
 async def branch(request: Request, run: str, number: int, month: int) -> Response:
     """Queue a branch from a month with changed asks or other minds, and show it when it has been played."""
+    return await run_in_threadpool(_branch, request, run, number, month, await request.form())
+
+
+def _branch(request: Request, run: str, number: int, month: int, form: FormData) -> Response:
     seen, story, _ = _story(request, run, number, month)
-    form = await request.form()
     entered = {agent: str(form.get(f"ask-{index}", "")).strip() for index, agent in enumerate(story.start.agents)}
     if wrong := [amount for amount in entered.values() if amount and not amount.isdecimal()]:
         raise UserError(say(request, "replay.no_amount", amount=wrong[0][:40]))

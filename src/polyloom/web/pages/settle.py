@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -120,11 +121,14 @@ def show_comparison(request: Request, project: str, number: int) -> Response:
 @router.post("/annotate/{project}/{number:int}/adjudicate")
 async def adjudicate(request: Request, project: str, number: int) -> Response:
     """Settle a document by the decisions of a form."""
+    return await run_in_threadpool(_adjudicate, request, project, number, await request.form())
+
+
+def _adjudicate(request: Request, project: str, number: int, form: FormData) -> Response:
     _, annotations, document, _ = find_place(request, project, number)
     name = name_of(request)
     if not name:
         raise UserError(say(request, "annotate.no_name"))
-    form = await request.form()
     lines = compare(annotations, document).lines
     annotations.adjudicate(document.title, _decisions(form, lines), by=name)
     return RedirectResponse(f"/annotate/{project}/{number}/compare", 303)

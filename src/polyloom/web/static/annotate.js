@@ -252,7 +252,7 @@
     }
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     // Letters act in the desk and the text alone, so that they are free for a screen reader elsewhere.
-    if (!desk.contains(event.target) && !sentences.contains(event.target) && event.target !== document.body) return;
+    if (!desk.contains(event.target) && !event.target.closest(".text-panel") && event.target !== document.body) return;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if (marking && markKey(key, event)) return event.preventDefault();
     if (/^[1-9]$/.test(key)) { event.preventDefault(); return toggle(Number(key) - 1); }
