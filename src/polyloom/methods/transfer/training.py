@@ -242,6 +242,31 @@ def agreement(first: Outputs, second: Outputs, first_batch: Batch, second_batch:
     return torch.stack(parts).sum() if parts else first.states.new_zeros(())
 
 
+def loop_settings(
+    config: TransferTrainConfig, seed: int, num_examples: int, device: torch.device, wants_snapshots: bool
+) -> TrainConfig:
+    """Return the training loop's settings: linear decay to 0, clipping at 1, an evaluation at the end of each epoch."""
+    per_epoch, steps = steps_of(num_examples, config)
+    fast = config.precision == "auto" and device.type == "cuda" and has_fast_bfloat16(device)
+    precision = config.precision if config.precision != "auto" else "bfloat16" if fast else "float32"
+    return TrainConfig(
+        seed=seed,
+        steps=steps,
+        batch_size=config.batch_size,
+        lr=config.learning_rate,
+        min_lr_ratio=0.0,
+        schedule="linear",
+        warmup_steps=round(config.warmup * steps),
+        beta2=0.999,
+        weight_decay=config.weight_decay,
+        clip_norm=1.0,
+        precision=precision,
+        log_every=max(1, per_epoch // 4),
+        eval_every=per_epoch if wants_snapshots else 0,
+        checkpoint_every=0,
+    )
+
+
 def train_arm(
     arm: Arm,
     materials: Materials,
@@ -269,10 +294,7 @@ def train_arm(
         The model after the last epoch, and the snapshots of all epochs.
     """
     built = build_arm(arm, materials, config, seed)
-    per_epoch, steps = steps_of(len(materials.examples), config)
-    device = next(built.model.parameters()).device
-    fast = config.precision == "auto" and device.type == "cuda" and has_fast_bfloat16(device)
-    precision = config.precision if config.precision != "auto" else "bfloat16" if fast else "float32"
+    per_epoch, _ = steps_of(len(materials.examples), config)
     wants_snapshots = config.select != "last" or bool(config.target_dev)
     snapshots = [folder / f"epoch-{epoch + 1:03d}.safetensors" for epoch in range(config.epochs)]
     steps_done = 0
@@ -290,26 +312,10 @@ def train_arm(
         save_file({name: value.contiguous() for name, value in tensors.items()}, snapshots[epoch - 1])
         return {"epoch": float(epoch)}
 
-    settings = TrainConfig(
-        seed=seed,
-        steps=steps,
-        batch_size=config.batch_size,
-        lr=config.learning_rate,
-        min_lr_ratio=0.0,
-        schedule="linear",
-        warmup_steps=round(config.warmup * steps),
-        beta2=0.999,
-        weight_decay=config.weight_decay,
-        clip_norm=1.0,
-        precision=precision,
-        log_every=max(1, per_epoch // 4),
-        eval_every=per_epoch if wants_snapshots else 0,
-        checkpoint_every=0,
-    )
     train(
         built.model,
         arm_batches(arm, built, materials, config, seed),
-        settings,
+        loop_settings(config, seed, len(materials.examples), next(built.model.parameters()).device, wants_snapshots),
         loss=arm_loss(arm, config),
         checkpoints=folder / "checkpoint",
         on_log=on_log,
