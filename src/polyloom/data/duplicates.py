@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -187,17 +186,6 @@ def jaccard(a: NDArray[np.integer], b: NDArray[np.integer]) -> float:
     both = len(np.intersect1d(a, b, assume_unique=True))
     union = len(a) + len(b) - both
     return both / union if union else 1.0
-
-
-def groups_of_equals(keys: U64) -> Iterator[Ints]:
-    """Yield the positions of each value that occurs more than once, in ascending order, by value."""
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    edges = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1], [True]))) if len(keys) else np.zeros(1)
-    edges = edges.astype(np.int64)
-    for first, last in pairwise(edges.tolist()):
-        if last - first > 1:
-            yield order[first:last]
 
 
 def connected_components(num_nodes: int, edges: Iterable[tuple[int, int]] | Sequence[tuple[int, int]] | Ints) -> Ints:

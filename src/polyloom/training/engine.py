@@ -113,7 +113,8 @@ def group_norm(groups: Sequence[ParameterGroup]) -> Tensor:
     for group in groups:
         gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
         norms.append(torch.nn.utils.get_total_norm(gradients) * group.get("gradient_scale", 1.0))
-    return torch.linalg.vector_norm(torch.stack(norms))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm
 
 
 def micro_batches(batch: Batch, config: TrainConfig, world: World) -> list[Batch]:

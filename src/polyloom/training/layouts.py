@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -235,25 +235,23 @@ def split_tensors(stage: Stage, mesh: DeviceMesh, sequence_parallel: bool) -> No
 
 def _fill_and_shard(stage: Stage, mesh: DeviceMesh, values: Values) -> None:
     """Give each layer, then the ends, their values, and shard them over `dp` before the next is filled (FSDP2)."""
-    names = {id(parameter): name for name, parameter in stage.named_parameters()}
-    in_layers = {id(parameter) for layer in stage.layers() for parameter in layer.parameters()}
+    # The mapping keeps the empty parameters alive, so that no new one can have the identity of an old one.
+    empty = {parameter: name for name, parameter in stage.named_parameters()}
+    in_layers = {module for layer in stage.layers() for module in layer.modules()}
+    ends = [module for module in stage.modules() if module not in in_layers and list(module.parameters(recurse=False))]
     for layer in stage.layers():
-        _fill(layer, names, values, mesh.device_type)
+        _fill(layer, empty, values, mesh.device_type)
         fully_shard(layer, mesh=mesh["dp"], reshard_after_forward=False)
-    ends = [
-        module for module in stage.modules() if any(id(p) not in in_layers for p in module.parameters(recurse=False))
-    ]
     for module in ends:
-        if not any(id(parameter) not in names for parameter in module.parameters(recurse=False)):
-            _fill(module, names, values, mesh.device_type)
+        _fill(module, empty, values, mesh.device_type)
     fully_shard(stage, mesh=mesh["dp"], reshard_after_forward=False)
 
 
-def _fill(module: nn.Module, names: dict[int, str], values: Values, device: str) -> None:
+def _fill(module: nn.Module, names: Mapping[nn.Parameter, str], values: Values, device: str) -> None:
     """Materialise a module's parameters and give each process its part of the values."""
     for owner in list(module.modules()):
         for key, parameter in list(owner.named_parameters(recurse=False)):
-            full = values(names[id(parameter)], parameter.shape).to(device)
+            full = values(names[parameter], parameter.shape).to(device)
             if isinstance(parameter, DTensor):
                 local: Tensor = distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
             else:

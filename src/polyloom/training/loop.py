@@ -177,7 +177,7 @@ def _optimizer(groups: Sequence[ParameterGroup], config: TrainConfig, device: to
     """Return AdamW over the groups; each keeps its own peak learning rate, which the schedule scales."""
     # Neither the fused nor the multi-tensor kernel takes a mixture of sharded and plain parameters.
     kernel = {"fused": device.type in ("cpu", "cuda")} if fused else {"foreach": False}
-    optimizer = AdamW(list(groups), betas=(config.beta1, config.beta2), eps=config.eps, **kernel)  # type: ignore[arg-type]
+    optimizer = AdamW(list(groups), betas=(config.beta1, config.beta2), eps=config.eps, **kernel)
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer

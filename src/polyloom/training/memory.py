@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -53,11 +54,12 @@ def save_mlp_memory(model: nn.Module, config: LlamaConfig, mode: Mode) -> None:
     """
     shape = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1}
     small = LlamaConfig(**shape, hidden_act=config.hidden_act, mlp_bias=config.mlp_bias)  # type: ignore[arg-type]
-    proof = nn.ModuleList([LlamaMLP(small)])
+    proof = nn.ModuleList([LlamaMLP(small)])  # type: ignore[no-untyped-call]
     patch_mlp(proof, mode)
+    patched: Any = type(proof[0])
     for module in model.modules():
         if type(module) is LlamaMLP:
-            module.__class__ = type(proof[0])
+            module.__class__ = patched
 
 
 def checkpoint_layers(model: nn.Module, on: bool = True) -> None:
@@ -71,5 +73,5 @@ def checkpoint_layers(model: nn.Module, on: bool = True) -> None:
         what = f"{type(model).__name__} cannot checkpoint its layers."
         raise UserError(what, where="--activation-checkpointing", hint="Turn it off.")
     for layer in layers:
-        layer.gradient_checkpointing = on
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        vars(layer)["gradient_checkpointing"] = on
+        vars(layer)["_gradient_checkpointing_func"] = partial(checkpoint, use_reentrant=False)

@@ -53,7 +53,7 @@ class Sharded:
     def _schedule(self, stages: list[Stage]) -> Any:
         layout, group = self.layout, self.mesh["pp"].get_group()
         first = self.mesh.get_local_rank("pp")
-        parts = [
+        parts: list[Any] = [
             PipelineStage(stage, first + layout.pp * turn, layout.num_stages, self.device, group=group)
             for turn, stage in enumerate(stages)
         ]
@@ -115,7 +115,8 @@ class Sharded:
     def _pipeline(self, inputs: Tensor, targets: Tensor) -> float:
         losses: list[Tensor] = []
         given = {"target": targets, "losses": losses} if self.is_last else {}
-        first = any(stage.first for stage in self.model)  # type: ignore[union-attr]
+        first = any(stage.first for stage in self.model)
+        assert self.schedule is not None
         self.schedule.step(*([inputs] if first else []), **given)
         return sum(float(loss.detach()) for loss in losses)
 
@@ -152,7 +153,7 @@ def _local(tensor: Tensor | None) -> Tensor:
 
 
 def _is_split(parameter: Tensor, dimension: str) -> bool:
-    if not isinstance(parameter, DTensor) or dimension not in (parameter.device_mesh.mesh_dim_names or ()):
+    if not isinstance(parameter, DTensor):
         return False
-    place = parameter.placements[parameter.device_mesh.mesh_dim_names.index(dimension)]
-    return place.is_shard()
+    names = parameter.device_mesh.mesh_dim_names or ()
+    return dimension in names and parameter.placements[names.index(dimension)].is_shard()

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from polyloom.core.errors import UserError
@@ -64,8 +67,8 @@ def save_sharded(
         steps = int(moments.get("step", steps))
     try:
         with _quiet():
-            dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True))
-    except (OSError, dcp.api.CheckpointException) as error:
+            save(tensors, storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True))
+    except (OSError, CheckpointException) as error:
         reason = " ".join(str(error).split())[-200:]
         raise UserError(
             f"cannot be written ({reason}).", where=str(target), hint="Free some space, then resume."
@@ -102,15 +105,14 @@ def load_sharded(
             optimizer.state[parameter] = {part: torch.zeros_like(parameter) for part in MOMENTS}
             optimizer.state[parameter]["step"] = torch.tensor(float(steps))
             tensors |= {f"{part}.{name}": optimizer.state[parameter][part] for part in MOMENTS}
-    reader = HuggingFaceStorageReader(str(path))
-    saved = reader.read_metadata().state_dict_metadata
+    saved = _saved_tensors(path)
     for name, tensor in tensors.items():
         if name not in saved or saved[name].size != tensor.shape:
             found = list(saved[name].size) if name in saved else "nothing"
             what = f"holds {found} for {name}, the model {list(tensor.shape)}."
             raise UserError(what, where=str(path), hint="Resume with the configuration it was made with.")
     with _quiet():
-        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
     return state
 
 
@@ -129,15 +131,21 @@ def read_whole(folder: Path) -> dict[str, Tensor]:
     path = newest_whole(folder, World())
     if path is None:
         raise UserError("holds no checkpoint.", where=str(folder))
-    saved = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    saved = _saved_tensors(path)
     tensors = {
         name: torch.empty(metadata.size, dtype=metadata.properties.dtype)
         for name, metadata in saved.items()
         if name.startswith("model.")
     }
     with _quiet():
-        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
     return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+
+
+def _saved_tensors(path: Path) -> dict[str, TensorStorageMetadata]:
+    """Return the sizes and kinds of a checkpoint's tensors by name."""
+    found = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    return {name: entry for name, entry in found.items() if isinstance(entry, TensorStorageMetadata)}
 
 
 def newest_whole(folder: Path, world: World) -> Path | None:

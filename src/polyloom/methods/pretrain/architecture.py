@@ -102,7 +102,8 @@ def build(shape: Shape, context: int, scaling: Scaling, seed: int = 0) -> LlamaF
     with torch.random.fork_rng(devices=[]):
         model = LlamaForCausalLM(llama_config(shape, context))
     draw(model.named_parameters(), shape, scaling, seed)
-    return model.train()
+    model.train()
+    return model
 
 
 def draw(parameters: Iterable[tuple[str, Tensor]], shape: Shape, scaling: Scaling, seed: int) -> None:

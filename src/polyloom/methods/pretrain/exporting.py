@@ -34,7 +34,8 @@ class WithMultipliers(nn.Module):
         config.rope_parameters = {"rope_type": "default", "rope_theta": source.theta}
         config.rms_norm_eps = source.norm_eps
         with torch.random.fork_rng(devices=[]):
-            self.inner = LlamaForCausalLM(config).eval()
+            self.inner = LlamaForCausalLM(config)
+        self.inner.eval()  # type: ignore[no-untyped-call]
         self.multipliers = source.multipliers
         with torch.no_grad():
             for name, parameter in self.inner.named_parameters():
@@ -111,7 +112,7 @@ def measure_forms(source: Source, folder: Path, seed: int) -> dict[str, float]:
     with torch.inference_mode():
         expected = WithMultipliers(source)(tokens)
         for form in ("granite", "llama"):
-            write_form(form, folder / form, source, source.native)  # type: ignore[arg-type]
+            write_form(form, folder / form, source, source.native)
             found[form] = _difference(load_model(folder / form)(input_ids=tokens).logits, expected)
         write_form("teleflm", folder / "teleflm", source, source.native)
         found["teleflm"] = _difference(WithMultipliers(open_source(folder / "teleflm"))(tokens), expected)

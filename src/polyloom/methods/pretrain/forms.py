@@ -158,7 +158,7 @@ def _read_tensor(folder: Path, name: str) -> Tensor:
     if (folder / INDEX).is_file():
         file = json.loads((folder / INDEX).read_text())["weight_map"].get(name, "")
     try:
-        with safe_open(folder / file, framework="pt") as opened:  # type: ignore[no-untyped-call]
+        with safe_open(folder / file, framework="pt") as opened:
             tensor: Tensor = opened.get_tensor(name)
             return tensor
     except (OSError, SafetensorError) as error:
@@ -221,7 +221,7 @@ def _write_tensors(
             save_file(pending, folder / f"part-{len(files)}", metadata={"format": "pt"})
             pending = {}
     total = len(files)
-    places = {}
+    places: dict[str, str] = {}
     for number, held in enumerate(files, start=1):
         file = "model.safetensors" if total == 1 else f"model-{number:05d}-of-{total:05d}.safetensors"
         (folder / f"part-{number}").rename(folder / file)

@@ -114,7 +114,7 @@ def held_out_loss(family: Family, model: LlamaForCausalLM) -> float:
     """Return the mean loss in nats a byte on held-out text, the same windows for every member."""
     batch_at = window_batches(family.held_out, window_tokens=family.window_tokens, batch_size=family.batch_size)
     total, count = 0.0, 0
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     with torch.inference_mode():
         for step in range(HELD_OUT_BATCHES):
             tokens = batch_at(step)["tokens"].to(model.device)

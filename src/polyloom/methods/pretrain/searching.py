@@ -232,7 +232,7 @@ def _rung(
 
 
 def _cell(family: Family, width: int, cell: Mapping[str, float], steps: int, seed: int) -> dict[str, Any]:
-    values = dict(cell)
+    values: dict[str, Any] = dict(cell)
     values.setdefault("matrix_lr", values.get("lr", Scaling.matrix_lr))
     norms: list[float] = []
     scaling = replace(base_scaling(width), **values)

@@ -58,7 +58,7 @@ def test_good_prose_passes() -> None:
         (prose() + "\n" + "\n".join(f"Short line {i}." for i in range(40)), "short_lines"),
         (prose() + "\n" + prose().split("\n")[0], "repeated_line_characters"),
         (prose() + " Lorem ipsum.", "filler_text"),
-        (prose().replace("and", "andromeda theorematic offering"), "top_3_gram"),
+        (prose().replace("and", "and androgynously theorematical offerings"), "top_3_gram"),
         (prose() + " " + (" ".join(prose(seed=3).split()[:80]) + " ") * 2, "duplicate_5_gram"),
     ],
 )

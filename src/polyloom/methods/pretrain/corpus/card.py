@@ -11,7 +11,7 @@ from polyloom.core.result import Cell, Scalar, Table
 from polyloom.methods.pretrain.corpus.finishing import normalised_shares
 from polyloom.methods.pretrain.corpus.rules import STOP_WORDS, rules_for
 from polyloom.methods.pretrain.corpus.stages import Outcome
-from polyloom.methods.pretrain.corpus.tally import STAGES, Tally, merge
+from polyloom.methods.pretrain.corpus.tally import STAGES, merge
 from polyloom.methods.pretrain.corpus.tasks import Summary
 
 CARD_VERSION = 1
@@ -183,8 +183,3 @@ def warnings_of(card: Mapping[str, Any]) -> list[str]:
         "In scripts without spaces 1.5 characters count as a word; the rules of word length and stop words are skipped."
     )
     return notes
-
-
-def total_tally(outcome: Outcome) -> Tally:
-    """Return the tallies of all tasks together."""
-    return merge(outcome.tallies())
