@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -117,7 +118,7 @@ def speed(rounds: int) -> None:
         trained: Trained = build(_world(), Recipe(block=block), 0)
         trained.vocabulary = vocabulary
         trained.model = models.Matcher(replace(trained.model.shape, vocab_size=len(vocabulary))).eval()
-        jobs[f"polyloom, bag {block}"] = lambda trained=trained: trained.vectors(texts)  # type: ignore[misc]
+        jobs[f"polyloom, bag {block}"] = partial(trained.vectors, texts)
     with TemporaryDirectory() as folder:
         jobs |= _peers(Path(folder), known, texts)
         seconds = interleaved(jobs, rounds, 0)
