@@ -27,7 +27,8 @@ from polyloom.metrics.statistics import spearman
 from polyloom.models.device import pin_threads
 
 TUNING_SEEDS = (7000, 7001)
-GRID = [(1.0, 3e-3, 128), (0.3, 3e-3, 128), (0.3, 1.5e-3, 128), (0.1, 3e-3, 128), (0.3, 3e-3, 64), (0.3, 6e-3, 128)]
+GRID = [(1.0, 3e-3, 128), (1.0, 1.5e-3, 128), (0.3, 3e-3, 128), (0.3, 1.5e-3, 128), (0.1, 3e-3, 128), (0.3, 3e-3, 64)]
+GRID += [(0.3, 6e-3, 128)]
 
 
 def settings(data: Path) -> None:
