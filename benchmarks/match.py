@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -26,7 +27,8 @@ from polyloom.metrics.statistics import spearman
 from polyloom.models.device import pin_threads
 
 TUNING_SEEDS = (7000, 7001)
-GRID = [(1.0, 3e-3, 128), (0.3, 3e-3, 128), (0.3, 1.5e-3, 128), (0.1, 3e-3, 128), (0.3, 3e-3, 64), (0.3, 6e-3, 128)]
+GRID = [(1.0, 3e-3, 128), (1.0, 1.5e-3, 128), (0.3, 3e-3, 128), (0.3, 1.5e-3, 128), (0.1, 3e-3, 128), (0.3, 3e-3, 64)]
+GRID += [(0.3, 6e-3, 128)]
 
 
 def settings(data: Path) -> None:
@@ -117,7 +119,7 @@ def speed(rounds: int) -> None:
         trained: Trained = build(_world(), Recipe(block=block), 0)
         trained.vocabulary = vocabulary
         trained.model = models.Matcher(replace(trained.model.shape, vocab_size=len(vocabulary))).eval()
-        jobs[f"polyloom, bag {block}"] = lambda trained=trained: trained.vectors(texts)  # type: ignore[misc]
+        jobs[f"polyloom, bag {block}"] = partial(trained.vectors, texts)
     with TemporaryDirectory() as folder:
         jobs |= _peers(Path(folder), known, texts)
         seconds = interleaved(jobs, rounds, 0)

@@ -1,7 +1,7 @@
 """The selection room's targets by a rule, its encoder beside sentence-transformers, and a large pool from the cache.
 
-Run `python benchmarks/select_tasks.py targets|encode|scale`. `encode` needs sentence-transformers. Times are CPU seconds on one
-thread.
+Run `python benchmarks/select_tasks.py targets|encode|scale`. `encode` needs sentence-transformers. Times are CPU
+seconds on one thread.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ def _matcher(base: str, block: str, width: int) -> Matcher:
 def interleaved(jobs: dict[str, Callable[[], object]], rounds: int, seed: int) -> dict[str, list[float]]:
     """Return the CPU seconds of each job in each round; the order is drawn anew each time, a first round warms up.
 
-    A short job is done several times in a round and its least time kept: the first pass finds the caches full of the job
-    before.
+    A short job is done several times in a round and its least time kept: the first pass finds the caches full of what
+    ran before.
     """
     order, names = python_random(seed, "bench"), list(jobs)
     passes = {name: 1 + int(SHORT_SECONDS / max(_seconds(jobs[name]), 1e-6)) for name in names}

@@ -305,6 +305,15 @@ class Average:
             mean.copy_(held)
 
 
+def _trainable(model: Matcher, recipe: Recipe) -> list[torch.nn.Parameter]:
+    if recipe.freeze:
+        model.embedding.requires_grad_(False)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise UserError("nothing is left to train.", where="--freeze", hint="Add a block, or a loss with a head.")
+    return parameters
+
+
 def fit(
     train: Pairs,
     valid: Pairs,
@@ -313,7 +322,6 @@ def fit(
     *,
     initial: Initial | None = None,
     after_epoch: Callable[[int, float], None] | None = None,
-    after_step: Callable[[Trained, int], None] | None = None,
 ) -> Trained:
     """Train a matcher and keep the weights of its best epoch on the validation pairs.
 
@@ -324,7 +332,6 @@ def fit(
         seed: of weights, order and dropout.
         initial: first vectors.
         after_epoch: called with the epoch and its validation score.
-        after_step: called after each step, with gradients still in place.
 
     Raises:
         UserError: as `build`; no validation pairs.
@@ -339,11 +346,7 @@ def fit(
     ids = trained.number(train.texts())
     lengths = [max(len(a), len(b)) for a, b in zip(ids[::2], ids[1::2], strict=True)]
     padded = stack(ids).view(len(lengths), 2, -1)
-    if recipe.freeze:
-        model.embedding.requires_grad_(False)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise UserError("nothing is left to train.", where="--freeze", hint="Add a block, or a loss with a head.")
+    parameters = _trainable(model, recipe)
     optimiser = torch.optim.Adam(parameters, lr=recipe.rate, fused=True)
     # Without a floor, some unlucky early epochs halve the rate until nothing moves (ESIM on 32 pairs stopped so).
     least = recipe.rate * LEAST_RATE
@@ -356,7 +359,6 @@ def fit(
             module.rng = numpy_generator(seed, "dropout", number)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "dropout"))
-        step = 0
         for epoch in range(recipe.epochs):
             model.train()
             total = 0.0
@@ -369,9 +371,6 @@ def fit(
                 optimiser.step()
                 average.update()
                 total += value.item() * len(rows)
-                step += 1
-                if after_step:
-                    after_step(trained, step)
             average.swap()
             score = main_score(trained, valid)
             schedule.step(score)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 SIF = 1e-4
+MOST_COUNTED = 5000
 
 
 @dataclass(frozen=True)
@@ -200,11 +201,13 @@ def from_texts(texts: Sequence[str], width: int, seed: int = 0) -> Initial:
     Source: Levy and Goldberg (2014); the square root of the singular values weighs both sides alike.
     """
     vocabulary = build_vocabulary(texts)
-    size = len(vocabulary.known)
+    # Words are numbered by frequency; rarer ones say little of each other and keep random vectors.
+    size = min(len(vocabulary.known), MOST_COUNTED)
     counts = np.zeros((size, size), dtype=np.float32)
     for text in dict.fromkeys(texts):
-        rows = np.unique([vocabulary.ids[piece] - NUM_SPECIALS for piece in vocabulary.pieces(text)])
-        counts[np.ix_(rows, rows)] += 1
+        numbers = {vocabulary.number(piece) - NUM_SPECIALS for piece in vocabulary.pieces(text)}
+        present = sorted(number for number in numbers if number < size)
+        counts[np.ix_(present, present)] += 1
     np.fill_diagonal(counts, 0)
     alone = counts.sum(1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -215,7 +218,7 @@ def from_texts(texts: Sequence[str], width: int, seed: int = 0) -> Initial:
         u, s, _ = torch.svd_lowrank(positive, q=min(width, size))
     rows = np.zeros((len(vocabulary), u.shape[1]), dtype=np.float32)
     rows[NUM_SPECIALS : NUM_SPECIALS + size] = (u * s.sqrt()).numpy()
-    rows *= 0.3 / max(float(rows.std()), 1e-12)
+    rows *= 0.3 / max(float(rows[NUM_SPECIALS : NUM_SPECIALS + size].std()), 1e-12)
     note = f"{size} words have vectors of width {u.shape[1]} from the training texts' own co-occurrences."
     return Initial(u.shape[1], rows, vocabulary, note)
 
