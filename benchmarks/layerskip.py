@@ -60,8 +60,8 @@ def main() -> None:
         "# Self-speculative decoding beside `generate`\n",
         f"Written by `python benchmarks/layerskip.py`: torch {torch.__version__}, "
         f"transformers {transformers.__version__}, float32, one thread, CPU seconds; all methods decode the same "
-        "prompt within moments, in an order drawn anew; a round gives a ratio, of which the median is printed. Calibrated on "
-        "other prompts than those timed.\n",
+        "prompt within moments, in an order drawn anew; a round gives a ratio, of which the median is printed. "
+        "Calibrated on other prompts than those timed.\n",
     ]
     with tempfile.TemporaryDirectory() as folder:
         for name in CASES:
