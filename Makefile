@@ -9,7 +9,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 SETUP := PYTHON="$(PYTHON)" scripts/setup
 
 .DEFAULT_GOAL := help
-.PHONY: help tour serve test test-fast check docs clean setup setup-dev setup-browser
+.PHONY: help tour serve test test-fast check docs clean setup setup-dev setup-system
 
 help:
 	@echo "make tour       set up, then take one small model through the rooms and write the report"
@@ -26,10 +26,10 @@ tour: setup
 serve: setup
 	$(BIN)/polyloom serve
 
-test: check setup-browser
+test: check setup-system
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
 
-test-fast: check setup-browser
+test-fast: check setup-system
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m "not slow"
 
 check: setup-dev
@@ -45,8 +45,8 @@ setup:
 setup-dev:
 	@$(SETUP) all,dev,docs
 
-setup-browser:
-	@scripts/setup-browser
+setup-system:
+	@scripts/setup-system
 
 clean:
 	rm -rf $(VENV) site .cache docs/generated dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -129,7 +129,7 @@ def browser() -> Iterator[Browser]:
     """
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
-        pytest.skip("no Chromium on the path; scripts/setup-browser installs it")
+        pytest.skip("no Chromium on the path; scripts/setup-system installs it")
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=found, args=list(FLAGS))
         yield started
