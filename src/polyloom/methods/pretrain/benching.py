@@ -71,6 +71,7 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
     seconds: list[tuple[float, float]] = []
     with run.progress("bench: rounds", config.rounds + 1) as advance:
         for index in range(config.rounds + 1):
+            run.check_stop()
             first, second = (ours, plain) if index % 2 else (plain, ours)
             pair = {first: first(settings, stream), second: second(settings, stream)}
             # The first round warms up.
