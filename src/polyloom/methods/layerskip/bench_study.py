@@ -121,6 +121,7 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
         "same_tokens_as_hf": Scalar(value=different["hf_greedy"] == 0),
     }
     if config.adaptive:
+        scalars["adaptive_over_plain"] = _scalar(speed_over(seconds["plain"], seconds["adaptive"]))
         scalars |= adaptive_scalars(runner, sample, work, costs, config)
     tau = counts.tokens_per_round
     scalars |= _cost_scalars(model, plan, runner.num_layers, tau)
