@@ -21,6 +21,7 @@ RATIOS = (
     ("speed_over_hf_greedy", "transformers, greedy"),
     ("speed_over_hf_early_exit", "transformers, early exit at its best exit"),
     ("speed_over_hf_prompt_lookup", "transformers, prompt lookup"),
+    ("adaptive_over_plain", "adaptive mode over plain decoding, the same prompts"),
     ("mixed_adaptive_over_best_fixed", "adaptive mode over the best fixed pair, mixed stream"),
     ("mixed_adaptive_over_plain", "adaptive mode over plain decoding, mixed stream"),
 )

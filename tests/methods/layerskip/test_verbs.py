@@ -172,6 +172,7 @@ def test_bench_gives_the_same_tokens_as_every_peer(cli: Callable[..., Any], trai
     for peer in ("plain", "hf_greedy", "hf_early_exit", "hf_prompt_lookup", "adaptive"):
         assert found[f"speed_over_{peer}"] > 0
     assert found["mixed_same_tokens"] is True
+    assert found["adaptive_over_plain"] > 0
     assert found["mixed_adaptive_over_best_fixed"] > 0
     assert found["joules_per_token_plain"] > 0
     assert found["flops_per_token"] > found["flops_per_token_plain"] > 0

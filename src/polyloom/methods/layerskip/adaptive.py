@@ -62,7 +62,8 @@ class Adaptive:
             self._take(trace.bits, trace.confidences)
         if self.num_new >= FIRST_TOKENS:
             self._choose()
-            self.wait = SEEDED_WAIT
+            # A plain round tells of one token only, so that probes cost more than they tell where drafts do not pay.
+            self.wait = SEEDED_WAIT if self.best.exit_layer else LONGEST_WAIT
         self.lookup, self.lookup_rest = lookup, 0
         # Lookup begins just above what the plan gives: one failure rests it, a success keeps it.
         self.lookup_cost = self._pass_cost(LOOKUP_TOKENS + 1)

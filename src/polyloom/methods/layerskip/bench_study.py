@@ -121,6 +121,7 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
         "same_tokens_as_hf": Scalar(value=different["hf_greedy"] == 0),
     }
     if config.adaptive:
+        scalars["adaptive_over_plain"] = _scalar(speed_over(seconds["plain"], seconds["adaptive"]))
         scalars |= adaptive_scalars(runner, sample, work, costs, config)
     tau = counts.tokens_per_round
     scalars |= _cost_scalars(model, plan, runner.num_layers, tau)
@@ -129,7 +130,6 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
         [name, num_tokens / min(own), speed_over(seconds["plain"], own).value, different[name]]
         for name, own in seconds.items()
     ]
-    over = scalars["speed_over_plain"]
     return run.result(
         scalars=scalars,
         tables={
@@ -139,26 +139,33 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
                 title=f"{len(work.prompts)} prompts, {num_tokens} tokens, {config.rounds} rounds",
             )
         },
-        series={
-            "speed": Series(
-                x=[float(i) for i in range(len(rows))],
-                y=[float(row[2] or 0) for row in rows],
-                x_names=[str(row[0]) for row in rows],
-                y_label="speed over our plain decoding",
-                group="speed",
-                kind="bar",
-            )
-        },
-        verdicts=[
-            f"{describe(plan).capitalize()} gives {'NOT ' if different['speculative'] else ''}the same text "
-            f"{over.value:.2f} times as fast as our plain decoding and "
-            f"{scalars['speed_over_hf_greedy'].value:.2f} times as fast as transformers' greedy `generate`."
-        ],
+        series={"speed": _speed_series(rows)},
+        verdicts=[_bench_verdict(plan, scalars)],
         limitations=[
             *limitations,
             *_energy_remark(scalars),
             "Ratios of CPU seconds on one thread of this machine, prefill included.",
         ],
+    )
+
+
+def _speed_series(rows: list[list[Cell]]) -> Series:
+    return Series(
+        x=[float(i) for i in range(len(rows))],
+        y=[float(row[2] or 0) for row in rows],
+        x_names=[str(row[0]) for row in rows],
+        y_label="speed over our plain decoding",
+        group="speed",
+        kind="bar",
+    )
+
+
+def _bench_verdict(plan: Plan, scalars: dict[str, Scalar]) -> str:
+    over = scalars["speed_over_plain"]
+    return (
+        f"{describe(plan).capitalize()} gives {'' if scalars['same_tokens'].value else 'NOT '}the same text "
+        f"{over.value:.2f} times as fast as our plain decoding and "
+        f"{scalars['speed_over_hf_greedy'].value:.2f} times as fast as transformers' greedy `generate`."
     )
 
 
