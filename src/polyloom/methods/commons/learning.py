@@ -106,7 +106,8 @@ def learned(rule: Rule) -> Policy:
 
 @lru_cache(maxsize=16)
 def _trained(resource: Resource, rule: Rule, num_agents: int) -> NDArray[np.float64]:
-    return learn(resource, rule, 1, 0, Learning(num_agents=num_agents))[0]
+    values: NDArray[np.float64] = learn(resource, rule, 1, 0, Learning(num_agents=num_agents))[0]
+    return values
 
 
 def _choose(values: NDArray[np.float64], explore: float, random: np.random.Generator) -> Whole:
