@@ -262,7 +262,7 @@ class Matcher(nn.Module):
             # A positive factor per feature commutes with mean and maximum: the sequence itself need not be scaled.
             pooled = pool(X, mask)
             gate = self.block.gate(pooled[:, : X.shape[2]])
-            return (pooled.unflatten(1, (2, -1)) * gate[:, None]).flatten(1)
+            return (pooled.view(-1, 2, X.shape[2]) * gate[:, None]).flatten(1)
         if self.block is not None:
             X = self.block(X, mask)
         return pool(X, mask)
