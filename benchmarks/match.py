@@ -102,7 +102,8 @@ def _peers(folder: Path, known: list[str], texts: list[str]) -> dict[str, Callab
         intermediate_size=1536,
     )
     BertModel(shape).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")  # type: ignore[no-untyped-call]
+    fast.save_pretrained(folder)
     bert = SentenceTransformer(str(folder), device="cpu")
     return {
         "sentence-transformers, static": lambda: static.encode(texts, batch_size=256, show_progress_bar=False),

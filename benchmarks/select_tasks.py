@@ -97,7 +97,7 @@ def encode(rounds: int) -> None:
             num_attention_heads=12,
             intermediate_size=1536,
         )
-        save_model(BertModel(shape).eval(), Path(folder), tokenizer)
+        save_model(BertModel(shape).eval(), Path(folder), tokenizer)  # type: ignore[no-untyped-call]
         theirs = SentenceTransformer(folder, device="cpu")
         ours = open_encoder(folder)
         ours.load()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,7 +88,7 @@ def run_evaluate(config: EvaluateConfig, run: Run) -> Result:
     benchmarks: dict[str, list[dict[str, Any]]] = {}
     with run.progress("evaluate", len(config.models)) as advance:
         for name, source in _sources(config, run).items():
-            found = run.once(f"model {source}", lambda source=source: _judge(config, documents, source))
+            found = run.once(f"model {source}", partial(_judge, config, documents, source))
             bits[name] = np.array(found["bits"])
             cloze[name], benchmarks[name] = found["cloze"], found["benchmarks"]
             advance(1)

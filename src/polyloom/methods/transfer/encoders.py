@@ -64,7 +64,9 @@ def make_start(config: TransferTrainConfig, data: Data, seed: int, folder: Path,
         if not data.texts:
             hint = "Name text with --pretrain, or trees with --trees."
             raise UserError("the tiny encoder has no text to learn from.", where="--encoder", hint=hint)
-        tokenizer = train_tokenizer((" ".join(words) for words in data.texts), config.vocabulary)
+        tokenizer: PreTrainedTokenizerBase = train_tokenizer(
+            (" ".join(words) for words in data.texts), config.vocabulary
+        )
         tokenizer.add_special_tokens({"mask_token": MASK})
         model = build_tiny(TINY_MODEL, len(tokenizer), seed)
         reads = config.pretrain_epochs > 0
@@ -171,7 +173,7 @@ def learn_masked(
         on_log=on_log,
         check_stop=check_stop,
     )
-    start.encoder.to("cpu")
+    start.encoder.to(torch.device("cpu"))
 
 
 def mask_pieces(batch: Batch, mask: int, num_pieces: int, layout: Any, seed: int, step: int) -> dict[str, Tensor]:

@@ -30,7 +30,12 @@ CHAIN = tree_distances(list(range(SIZE)))[0].astype(np.int64)
 
 def families() -> dict[str, PreTrainedModel]:
     """Return small random models of three architectures, in evaluation mode."""
-    shape = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    shape: dict[str, Any] = {
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         models: dict[str, PreTrainedModel] = {

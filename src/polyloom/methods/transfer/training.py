@@ -137,7 +137,7 @@ def merge_lora(encoder: PreTrainedModel) -> None:
 
     for path, module in list(encoder.named_modules()):
         if isinstance(module, LoraLayer):
-            module.merge()  # type: ignore[no-untyped-call]
+            module.merge()
             parent = encoder.get_submodule(path.rpartition(".")[0])
             setattr(parent, path.rpartition(".")[2], module.get_base_layer())
     for parameter in encoder.parameters():

@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polyloom.core.errors import UserError
@@ -88,7 +89,8 @@ class WordVectors:
             model: any model with input embeddings (d wide).
             tokenizer: its tokenizer.
         """
-        self._table = model.get_input_embeddings().weight.detach().float().cpu().numpy()
+        weight: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+        self._table = weight.detach().float().cpu().numpy()
         self._tokenizer = tokenizer
         self._cached = lru_cache(maxsize=100_000)(self._vector)
 

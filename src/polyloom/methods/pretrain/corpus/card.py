@@ -149,7 +149,7 @@ def card_scalars(card: Mapping[str, Any]) -> dict[str, Scalar]:
 def warnings_of(card: Mapping[str, Any]) -> list[str]:
     """Say what the user should know of the corpus: small languages, encodings, shares, licences, what was skipped."""
     notes = []
-    small = {}
+    small: dict[str, int] = {}
     for cell, written in card["written"].items():
         language = cell.rpartition("/")[2]
         small[language] = small.get(language, 0) + written["bytes"]
