@@ -173,7 +173,7 @@ def learn_masked(
         on_log=on_log,
         check_stop=check_stop,
     )
-    start.encoder.to(torch.device("cpu"))
+    start.encoder.to("cpu")  # type: ignore[arg-type]
 
 
 def mask_pieces(batch: Batch, mask: int, num_pieces: int, layout: Any, seed: int, step: int) -> dict[str, Tensor]:
