@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 
@@ -22,12 +23,15 @@ def test_help_imports_no_torch_and_takes_under_the_budget_of_cpu_seconds():
         "heavy = {'torch', 'transformers', 'numpy', 'matplotlib'} & set(sys.modules)\n"
         "print(sorted(heavy), time.process_time(), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "doctor" in done.stdout
-    heavy, seconds = done.stderr.rsplit(" ", 1)
-    assert heavy == "[]"
+    least = math.inf
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert "doctor" in done.stdout
+        heavy, seconds = done.stderr.rsplit(" ", 1)
+        assert heavy == "[]"
+        least = min(least, float(seconds))
     # The goal is 0.4; the margin is for busy machines, where a CPU second does less.
-    assert float(seconds) < 0.8
+    assert least < 0.8
 
 
 def test_importing_the_light_layers_imports_no_torch():

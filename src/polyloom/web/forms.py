@@ -246,4 +246,9 @@ def _number(item: Any, text: str) -> Any:
             return float(text)
         except ValueError:
             raise ValueError("Input should be a number") from None
+    if get_origin(item) in (dict, Mapping):
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise ValueError('Input should be names and values as JSON, such as {"en": 2}') from None
     return text
