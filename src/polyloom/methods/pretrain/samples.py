@@ -15,8 +15,11 @@ from polyloom.methods.pretrain.corpus.language import identify, primary
 from polyloom.models.tokenizers import temperature_weights
 
 WORLD = "world"
-# One document in ten is held out, by the hash of its text: the same one wherever it is read.
-_HELD_OUT = 10
+
+
+def is_held_out(text: str) -> bool:
+    """Say whether a document is held out: one in ten, by the hash of its text, the same ones wherever they are read."""
+    return hash_text(text, "held out") % 10 == 0
 
 
 @dataclass
@@ -64,7 +67,7 @@ def gather(documents: Iterable[tuple[str, str, str]], train_bytes: int, test_byt
     sizes: dict[tuple[str, str], int] = {}
     for domain, language, text in documents:
         cell = (domain, language)
-        held_out = hash_text(text, "held out") % _HELD_OUT == 0
+        held_out = is_held_out(text)
         kept, limit = (test, test_bytes) if held_out else (train, train_bytes)
         kept.setdefault(cell, _Reservoir(limit)).add(text)
         if not held_out:

@@ -13,9 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from polyloom.core.errors import UserError
 from polyloom.core.files import read_bytes
 from polyloom.data.crawl import list_parts
-from polyloom.data.duplicates import hash_text
 from polyloom.methods.pretrain.config import TrainVerbConfig
-from polyloom.methods.pretrain.samples import WORLD, gather, read_cells, world_cells
+from polyloom.methods.pretrain.samples import WORLD, gather, is_held_out, read_cells, world_cells
 from polyloom.models.load import load_tokenizer
 from polyloom.models.tokenizers import sample_texts, train_tokenizer
 from polyloom.runs.folder import Run
@@ -51,7 +50,7 @@ class TrainingData:
 def training_cells(config: TrainVerbConfig) -> Iterator[tuple[str, str]]:
     """Yield (source, text) of the documents to train on; one in ten is held out, by the hash of its text."""
     for domain, language, text in _cells(config):
-        if hash_text(text, "held out") % 10:
+        if not is_held_out(text):
             yield f"{domain}/{language}", text
 
 
