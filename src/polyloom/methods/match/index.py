@@ -75,6 +75,11 @@ def _graph(size: int) -> Any:
     return Graph(ndim=size, metric="cos", dtype="f32")
 
 
+def _extend(graph: Any, keys: NDArray[np.int64], vectors: Vectors) -> None:
+    # One thread: several race for the links of a young graph, so that it differs from run to run and a node can be lost.
+    graph.add(keys, vectors, threads=1)
+
+
 def make_index(ids: Sequence[str], texts: Sequence[str], vectors: Vectors, fingerprint: str, kind: Kind) -> Index:
     """Build an index.
 
@@ -84,7 +89,7 @@ def make_index(ids: Sequence[str], texts: Sequence[str], vectors: Vectors, finge
     index = Index(list(ids), list(texts), vectors, fingerprint, kind)
     if kind == "hnsw":
         index.graph = _graph(vectors.shape[1])
-        index.graph.add(np.arange(len(ids)), vectors)
+        _extend(index.graph, np.arange(len(ids)), vectors)
     return index
 
 
@@ -100,7 +105,7 @@ def add(index: Index, ids: Sequence[str], texts: Sequence[str], vectors: Vectors
         what = f"the index holds the id {twice[0]!r} already ({len(twice)} such ids)."
         raise UserError(what, hint="Give the new texts ids of their own: id<tab>text.")
     if index.graph is not None:
-        index.graph.add(np.arange(len(index.ids), len(index.ids) + len(ids)), vectors)
+        _extend(index.graph, np.arange(len(index.ids), len(index.ids) + len(ids)), vectors)
     index.ids += ids
     index.texts += texts
     index.vectors = np.concatenate([index.vectors, vectors])
