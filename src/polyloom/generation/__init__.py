@@ -6,8 +6,9 @@ imports neither torch nor a web client. The function `decode` is in the module o
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from polyloom.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from polyloom.generation.chat import Account as Account
@@ -26,24 +27,20 @@ if TYPE_CHECKING:
     from polyloom.generation.server import ServerChat as ServerChat
 
 _MODULES = {
-    "Account": "chat",
-    "ChatModel": "chat",
-    "ChatReply": "chat",
-    "ChatRequest": "chat",
-    "Message": "chat",
-    "Usage": "chat",
-    "ask": "chat",
-    "complete_all": "chat",
-    "connect": "endpoints",
-    "FakeServer": "fake_server",
-    "LocalChat": "local",
-    "Decoding": "sampling",
-    "score_continuations": "scoring",
-    "ServerChat": "server",
+    "Account": ".chat",
+    "ChatModel": ".chat",
+    "ChatReply": ".chat",
+    "ChatRequest": ".chat",
+    "Message": ".chat",
+    "Usage": ".chat",
+    "ask": ".chat",
+    "complete_all": ".chat",
+    "connect": ".endpoints",
+    "FakeServer": ".fake_server",
+    "LocalChat": ".local",
+    "Decoding": ".sampling",
+    "score_continuations": ".scoring",
+    "ServerChat": ".server",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_names(__name__, _MODULES)

@@ -10,8 +10,9 @@ Public names (imported on first use, so that importing this package costs nothin
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from polyloom.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from polyloom.reports.commands import command_line
@@ -36,22 +37,18 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Figure": "figures",
-    "Section": "html",
-    "command_line": "commands",
-    "default_figures": "figures",
-    "figures_for": "figures",
-    "heat_figure": "figures",
-    "print_summary": "summary",
-    "render_html": "html",
-    "render_json": "markdown",
-    "render_markdown": "markdown",
-    "render_tour_html": "html",
-    "series_figure": "figures",
+    "Figure": ".figures",
+    "Section": ".html",
+    "command_line": ".commands",
+    "default_figures": ".figures",
+    "figures_for": ".figures",
+    "heat_figure": ".figures",
+    "print_summary": ".summary",
+    "render_html": ".html",
+    "render_json": ".markdown",
+    "render_markdown": ".markdown",
+    "render_tour_html": ".html",
+    "series_figure": ".figures",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_names(__name__, _MODULES)

@@ -8,8 +8,9 @@ Public names (imported on first use; the web libraries are the extra `web`):
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from polyloom.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from polyloom.web.app import create_app
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Settings", "create_app", "serve"]
 
-_MODULES = {"Settings": "settings", "create_app": "app", "serve": "server"}
+_MODULES = {"Settings": ".settings", "create_app": ".app", "serve": ".server"}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_names(__name__, _MODULES)

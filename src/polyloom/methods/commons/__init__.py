@@ -11,9 +11,9 @@ Public names, imported on first use:
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from polyloom.core.lazy import lazy_names
 from polyloom.core.registry import Equation, Paper, RoomCard, TourStep, Verb
 
 if TYPE_CHECKING:
@@ -55,23 +55,18 @@ __all__ = [
 
 _ROOM = "polyloom.methods.commons"
 _HOME = {
-    **dict.fromkeys(("Commons", "Resource", "Trajectory", "allocate", "allocation_pmf", "optimum", "play"), "engine"),
-    **dict.fromkeys(("Score", "score", "efficiency", "equality", "over_usage"), "metrics"),
-    **dict.fromkeys(("quantity", "agreed_limit", "utterance"), "parsing"),
-    **dict.fromkeys(("Setting", "Simulation"), "simulation"),
-    "learn": "learning",
-    "load_scenario": "scenario",
-    "play_batch": "batch",
-    "read_logs": "logs",
-    "read_policy": "policies",
+    **dict.fromkeys(("Commons", "Resource", "Trajectory", "allocate", "allocation_pmf", "optimum", "play"), ".engine"),
+    **dict.fromkeys(("Score", "score", "efficiency", "equality", "over_usage"), ".metrics"),
+    **dict.fromkeys(("quantity", "agreed_limit", "utterance"), ".parsing"),
+    **dict.fromkeys(("Setting", "Simulation"), ".simulation"),
+    "learn": ".learning",
+    "load_scenario": ".scenario",
+    "play_batch": ".batch",
+    "read_logs": ".logs",
+    "read_policy": ".policies",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use."""
-    if name in _HOME:
-        return getattr(import_module(f"{_ROOM}.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOME)
 
 
 def _verb(name: str, summary: str, config: str, module: str) -> Verb:

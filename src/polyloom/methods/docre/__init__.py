@@ -12,9 +12,9 @@ Public names (imported on first use, so that reading the card needs no torch):
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from polyloom.core.lazy import lazy_names
 from polyloom.core.registry import Equation, Paper, RoomCard, TourStep, Verb
 
 if TYPE_CHECKING:
@@ -69,20 +69,15 @@ _ROOM = "polyloom.methods.docre"
 _METHOD = f"{_ROOM}.method"
 _METRICS = "polyloom.metrics"
 _HOME = {
-    "AnnotationStore": "annotation_store",
-    **dict.fromkeys(("Event", "edits_of_log", "estimate_total", "triple_agreement"), "annotations"),
-    **dict.fromkeys(("Document", "Mention", "Triple", "read_documents", "write_documents"), "data"),
-    **dict.fromkeys(("Graph", "to_csv", "to_cypher", "to_turtle"), "graph"),
-    **dict.fromkeys(("predict", "train_model"), "loglinear"),
-    **dict.fromkeys(("count_edits", "query_knowledge_base", "reduction"), "recommend"),
+    "AnnotationStore": ".annotation_store",
+    **dict.fromkeys(("Event", "edits_of_log", "estimate_total", "triple_agreement"), ".annotations"),
+    **dict.fromkeys(("Document", "Mention", "Triple", "read_documents", "write_documents"), ".data"),
+    **dict.fromkeys(("Graph", "to_csv", "to_cypher", "to_turtle"), ".graph"),
+    **dict.fromkeys(("predict", "train_model"), ".loglinear"),
+    **dict.fromkeys(("count_edits", "query_knowledge_base", "reduction"), ".recommend"),
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use."""
-    if name in __all__:
-        return getattr(import_module(f"{_ROOM}.{_HOME.get(name, 'method')}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, {**dict.fromkeys(__all__, ".method"), **_HOME})
 
 
 def _verb(name: str, summary: str, config: str, module: str) -> Verb:

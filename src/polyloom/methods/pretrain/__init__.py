@@ -8,9 +8,9 @@ Public names (imported on first use, so that reading the card needs no torch):
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from polyloom.core.lazy import lazy_names
 from polyloom.core.registry import Equation, Paper, RoomCard, TourStep, Verb
 
 if TYPE_CHECKING:
@@ -36,12 +36,7 @@ _HOME = {
     **dict.fromkeys(("PRESETS", "build", "parameter_groups"), _ARCHITECTURE),
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use."""
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOME)
 
 
 CARD = RoomCard(

@@ -17,9 +17,9 @@ Public names (imported on first use, so that reading the card needs no torch):
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from polyloom.core.lazy import lazy_names
 from polyloom.core.registry import Equation, Paper, RoomCard, TourStep, Verb
 
 if TYPE_CHECKING:
@@ -74,12 +74,7 @@ _HOME = {
     **dict.fromkeys(("PerplexityFilter", "Retokenise", "SmoothLLM"), f"{_ROOM}.defences"),
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use."""
-    if name in __all__:
-        return getattr(import_module(_HOME.get(name, _METHOD)), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, {**dict.fromkeys(__all__, _METHOD), **_HOME})
 
 
 def _verb(name: str, summary: str, config: str, module: str) -> Verb:
