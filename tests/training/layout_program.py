@@ -1,7 +1,8 @@
 """A small sharded run, started by torchrun: `-m tests.training.layout_program FOLDER STEPS PP DP TP [words]`.
 
 The first process prints a line `losses: ...`. Words: `sp` (sequence parallel), `interleaved`, `ckpt` (saves every two
-steps and resumes), `memory` (form A and activation checkpointing), `die` (process 1 ends by SIGKILL at step 1).
+steps and resumes), `memory` (form A and activation checkpointing), `die` (process 1 ends by SIGKILL at step 1, its time in the
+file `died`).
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def main(folder: Path, steps: int, layout: Layout, words: list[str]) -> None:
 
         def batch_at(step: int) -> Batch:
             if "die" in words and step == 1 and world.rank == 1:
+                (folder / "died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             return batches()(step)
 

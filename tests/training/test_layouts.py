@@ -61,9 +61,8 @@ def test_a_checkpoint_of_one_layout_goes_on_in_another(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_job_in_time(tmp_path: Path) -> None:
+def test_a_process_that_dies_ends_the_job_within_a_minute(tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    start = time.monotonic()
     process: Any = subprocess.Popen(
         [*launcher, "-m", "tests.training.layout_program", str(tmp_path), "200", "1", "2", "1", "die"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -71,8 +70,7 @@ def test_a_process_that_dies_ends_the_job_in_time(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=240)
     assert process.returncode != 0
     assert "exitcode  : -9" in errors
-    # Imports are most of it: the others end seconds after the death.
-    assert time.monotonic() - start < 240
+    assert time.time() - (tmp_path / "died").stat().st_mtime < 60
 
 
 CONFIG = LlamaConfig(

@@ -47,7 +47,9 @@ def launch(num_processes: int, num_steps: int, run: Run) -> None:
         try:
             code = _follow(process, run, advance)
         except BaseException:
-            process.kill()
+            # torchrun ends its processes on SIGTERM; killed at once, it would leave them running.
+            process.terminate()
+            process.wait(timeout=60)
             raise
     run.check_stop()
     if code:
