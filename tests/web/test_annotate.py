@@ -28,9 +28,9 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     yield from one_studio(tmp_path_factory.mktemp("studio"))
 
 
-def prepare(studio: Studio, language: str = "ja") -> tuple[AnnotationStore, str]:
+def prepare(studio: Studio, language: str = "ja", target: str = "") -> tuple[AnnotationStore, str]:
     """Make a project of two world documents in the studio's store; return it and the address of the first."""
-    store = EventStore(studio.runs / ".studio" / "studio.sqlite3")
+    store = EventStore(target or studio.runs / ".studio" / "studio.sqlite3")
     project = from_world(store, language, 2, blind=False)
     return AnnotationStore(store, project), f"{studio.url}/annotate/{project}/1"
 
@@ -219,8 +219,11 @@ def test_the_other_window_is_brought_up_to_date(studio: Studio, new_context: Cal
     expect(second.locator("#saved")).to_contain_text("other window")
 
 
-def test_what_is_saved_survives_a_kill_and_what_is_not_is_sent_again(studio: Studio, browser_page: Page) -> None:
-    store, address = prepare(studio)
+def test_what_is_saved_survives_a_kill_and_what_is_not_is_sent_again(
+    store_target: str, start_studio: Callable[..., Studio], browser_page: Page
+) -> None:
+    studio = start_studio(options=("--database", store_target))
+    store, address = prepare(studio, target=store_target)
     title, page = store.titles()[0], browser_page
     enter(page, address)
     do(page, "a", "x")

@@ -9,7 +9,7 @@ from string import Formatter
 import pytest
 
 from polyloom.core.registry import card, rooms
-from polyloom.web.i18n import LANGUAGES, catalogue, choose_language, moment, room_text, translate
+from polyloom.web.i18n import LANGUAGES, catalogue, choose_language, moment, room_text, translate, verb_text
 
 WEB = Path(__file__).parents[2] / "src" / "polyloom" / "web"
 ASKED = re.compile(r"""\b(?:t|say\(request,|translate\(\w+,)\s*\(?\s*["']([a-z_]+\.[a-z0-9_.]+)["']""")
@@ -19,7 +19,7 @@ def fields(text: str) -> set[str]:
     return {name for _, name, _, _ in Formatter().parse(text) if name}
 
 
-@pytest.mark.parametrize("key", [key for key in catalogue() if not key.startswith("room.")])
+@pytest.mark.parametrize("key", [key for key in catalogue() if not key.startswith(("room.", "verb."))])
 def test_every_text_is_there_in_every_language_with_the_same_places(key):
     texts = catalogue()[key]
     assert texts.keys() == LANGUAGES.keys()
@@ -43,6 +43,14 @@ def test_every_room_has_its_title_and_question_in_chinese():
         for part in ("title", "question"):
             assert re.search(r"[一-鿿]", room_text("zh", room, part)), room.name
             assert room_text("en", room, part) == getattr(room, part)
+
+
+def test_every_verb_says_in_chinese_what_it_does_and_no_text_is_left_over():
+    told = {f"verb.{room.name}.{verb.name}" for room in (card("tour"), *rooms().values()) for verb in room.verbs}
+    assert {key for key in catalogue() if key.startswith("verb.")} == told
+    verb = card("tour").verbs[0]
+    assert verb_text("en", "tour", verb) == verb.summary
+    assert re.search(r"[一-鿿]", verb_text("zh", "tour", verb))
 
 
 def test_numbers_choose_their_form():

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from polyloom.core.registry import RoomCard
+from polyloom.core.registry import RoomCard, Verb
 
 CATALOGUE = Path(__file__).with_name("catalogue.yaml")
 LANGUAGES = {"en": "English", "zh": "中文"}
@@ -59,6 +59,11 @@ def room_text(language: str, card: RoomCard, part: str) -> str:
     """Return a room's `title` or `question`: the card's own words, or the catalogue's where it translates them."""
     own: str = getattr(card, part)
     return catalogue().get(f"room.{card.name}.{part}", {}).get(language, own)
+
+
+def verb_text(language: str, room: str, verb: Verb) -> str:
+    """Return what a verb does: the card's own words, or the catalogue's where it translates them."""
+    return catalogue().get(f"verb.{room}.{verb.name}", {}).get(language, verb.summary)
 
 
 def choose_language(cookie: str | None, accepted: str) -> str:

@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse
 
 from polyloom.reports.html import environment, stylesheet
 from polyloom.reports.text import one_line
-from polyloom.web.i18n import LANGUAGES, choose_language, moment, room_text, translate
+from polyloom.web.i18n import LANGUAGES, choose_language, moment, room_text, translate, verb_text
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
@@ -41,6 +41,7 @@ def render(request: Request, template: str, **values: Any) -> str:
         .render(
             t=partial(translate, language),
             room_text=partial(room_text, language),
+            verb_text=partial(verb_text, language),
             moment=partial(moment, language),
             language=language,
             languages=LANGUAGES,
