@@ -1,7 +1,8 @@
 """Training beside a plain loop over Hugging Face's Llama, and muP's groups beside the mup package.
 
-Run `python benchmarks/pretrain.py [--steps 3] [--rounds 5] [--output benchmarks/pretrain.md]`. The speed is that of
-`polyloom pretrain bench`: 8 layers x 256, vocabulary 8192, T 256, one thread, CPU seconds, the same batches for both.
+Run `python benchmarks/pretrain.py [--steps 3] [--rounds 5] [--precision bfloat16 float32] [--output benchmarks/pretrain.md]`.
+The speed is that of `polyloom pretrain bench`: 8 layers x 256, vocabulary 8192, T 256, one thread, CPU seconds, the
+same batches for both.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision", nargs="+", default=["bfloat16"], choices=["bfloat16", "float32"])
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     lines = [
@@ -68,7 +70,7 @@ def main() -> None:
         "",
         "| precision | HF Llama loop, tokens per CPU second | ours | ours over theirs |",
         "| --- | --- | --- | --- |",
-        speed_row(arguments.steps, arguments.rounds, "bfloat16"),
+        *(speed_row(arguments.steps, arguments.rounds, precision) for precision in arguments.precision),
         "",
         "Groups beside the mup package, width 128 over base 32, lr 0.01, decay 0.1:",
         "",
