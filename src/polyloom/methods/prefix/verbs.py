@@ -1,4 +1,4 @@
-"""The verbs translate, generate, prior and dictionary."""
+"""The verbs translate, generate and dictionary."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from polyloom.core.errors import UserError
 from polyloom.core.files import write_text
-from polyloom.core.result import Artifact, Result, Scalar, Series, Table
+from polyloom.core.result import Artifact, Result, Scalar, Table
 from polyloom.data.dictionaries import language_name, read_dictionary
 from polyloom.generation.chat import ask, complete_all
 from polyloom.generation.decode import Decoding
@@ -19,9 +18,9 @@ from polyloom.generation.endpoints import connect
 from polyloom.generation.text import decode_tokens
 from polyloom.methods.prefix.beam import BackPrompt, choose_answers, continue_all
 from polyloom.methods.prefix.checks import language_remarks, time_remarks
-from polyloom.methods.prefix.config import DictionaryConfig, GenerateConfig, PriorConfig, Task, TranslateConfig
+from polyloom.methods.prefix.config import DictionaryConfig, GenerateConfig, Task, TranslateConfig
 from polyloom.methods.prefix.inputs import Item, in_context, read_items, render_prompts
-from polyloom.methods.prefix.method import Generation, generate_with_priors
+from polyloom.methods.prefix.method import Generation
 from polyloom.methods.prefix.priors import Prior, check_budget
 from polyloom.methods.prefix.sources import (
     Session,
@@ -35,7 +34,7 @@ from polyloom.methods.prefix.sources import (
     task_template,
     words_of,
 )
-from polyloom.metrics.text import chrf, copy_rate, empty_rate
+from polyloom.metrics.text import copy_rate, empty_rate
 from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run
 
@@ -83,7 +82,7 @@ def _answer(config: TranslateConfig, run: Run, task: Task) -> Result:
             session.notes += [note for note in step["notes"] if note not in session.notes]
             advance(len(part.items))
             # Each batch is on the disk before the next begins.
-            write_text(run.artifact("answers.jsonl"), _json_lines(rows))
+            write_text(run.artifact("answers.jsonl"), json_lines(rows))
     return _answers_result(config, run, rows, session.notes)
 
 
@@ -210,14 +209,15 @@ def _stored_priors(config: TranslateConfig) -> dict[str, str]:
     return {item.id: item.source for item in read_items(config.priors, "prior", "", config.encoding)}
 
 
-def _json_lines(rows: Sequence[dict[str, Any]]) -> str:
+def json_lines(rows: Sequence[dict[str, Any]]) -> str:
+    """Write rows as JSON lines."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _answers_result(config: TranslateConfig, run: Run, rows: list[dict[str, Any]], notes: list[str]) -> Result:
-    write_text(run.artifact("answers.jsonl"), _json_lines(rows))
+    write_text(run.artifact("answers.jsonl"), json_lines(rows))
     if config.output is not None:
-        write_text(config.output, _json_lines(rows))
+        write_text(config.output, json_lines(rows))
     outputs = [str(row["output"]) for row in rows]
     missing = sum(not row["prior"] and not row.get("prior_tokens") for row in rows)
     used = Counter(str(row["prior_source"]) for row in rows if row["prior"])
@@ -241,7 +241,7 @@ def _answers_result(config: TranslateConfig, run: Run, rows: list[dict[str, Any]
                 rows=[[r["id"], r["source"][:200], r["prior"], r["output"][:200]] for r in rows[:SHOWN_ROWS]],
                 title=f"The first {min(SHOWN_ROWS, len(rows))} answers",
             ),
-            "sources": _counts_table(used, Counter(r["note"] for r in rows if r["note"])),
+            "sources": counts_table(used, Counter(r["note"] for r in rows if r["note"])),
         },
         artifacts={
             "answers": Artifact(path="artifacts/answers.jsonl", media_type="application/jsonl", description=verdict)
@@ -253,142 +253,11 @@ def _answers_result(config: TranslateConfig, run: Run, rows: list[dict[str, Any]
     )
 
 
-def _counts_table(used: Counter[str], notes: Counter[str]) -> Table:
+def counts_table(used: Counter[str], notes: Counter[str]) -> Table:
+    """Return which sources gave priors, and the commonest remarks on them."""
     rows: list[list[str | int | float | bool | None]] = [["used", name, number] for name, number in used.most_common()]
     rows += [["note", name, number] for name, number in notes.most_common(SHOWN_ROWS)]
     return Table(columns=["what", "prior source or note", "texts"], rows=rows, title="Where the priors come from")
-
-
-# ---- prior
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One prior source at one k on the development set."""
-
-    source: str
-    k: int
-    chrf: float
-    num_without: int
-
-
-def run_prior(config: PriorConfig, run: Run) -> Result:
-    """Build priors and write them as JSON lines, or search the best source and k by chrF on references.
-
-    Args:
-        config: models, texts, sources; `search` needs references.
-        run: the run.
-
-    Returns:
-        The priors, or the table of the search with the best source and k.
-
-    Raises:
-        UserError: anything that `open_session` and the sources refuse.
-    """
-    pin_threads()
-    session = open_session(config, config.task)
-    remarks(session)
-    if config.search:
-        return _search(config, run, session)
-    priors = build_priors(session, config.prior, config.k)
-    rows = [
-        {
-            "id": item.id,
-            "prior": decode_tokens(session.base.tokenizer, prior.tokens),
-            "tokens": list(prior.tokens),
-            "source": prior.source,
-            "note": prior.note,
-        }
-        for item, prior in zip(session.items, priors, strict=True)
-    ]
-    write_text(run.artifact("priors.jsonl"), _json_lines(rows))
-    missing = sum(not prior.tokens for prior in priors)
-    verdict = f"{len(priors) - missing} of {len(priors)} texts have a prior."
-    artifact = Artifact(path="artifacts/priors.jsonl", media_type="application/jsonl", description=verdict)
-    return run.result(
-        scalars={
-            "num_texts": Scalar(value=len(priors)),
-            "num_without_prior": Scalar(value=missing),
-            "mean_prior_tokens": Scalar(value=sum(len(p.tokens) for p in priors) / len(priors), unit="tokens"),
-        },
-        tables={
-            "priors": Table(
-                columns=["id", "source", "prior", "tokens", "from", "note"],
-                rows=[
-                    [item.id, item.source[:200], row["prior"], len(row["tokens"]), row["source"], row["note"]]
-                    for item, row in zip(session.items[:SHOWN_ROWS], rows, strict=False)
-                ],
-                title="The first priors",
-            ),
-            "sources": _counts_table(
-                Counter(p.source for p in priors if p.tokens), Counter(p.note for p in priors if p.note)
-            ),
-        },
-        artifacts={"priors": artifact},
-        verdicts=[verdict, *session.notes],
-    )
-
-
-def _search(config: PriorConfig, run: Run, session: Session) -> Result:
-    references = [item.reference for item in session.items]
-    if not all(references):
-        raise UserError(
-            "a search needs a reference for every text.", where="--input", hint="Give JSON lines with both."
-        )
-
-    def trial(source: str, k: int) -> dict[str, Any]:
-        priors = build_priors(session, [source], k)
-        settings = Decoding(config.max_new_tokens, stop=("\n",))
-        tokens = [prior.tokens for prior in priors]
-        found = generate_with_priors(
-            session.base.model, session.base.tokenizer, session.prompts, tokens, settings, batch_size=config.batch_size
-        )
-        score = chrf([one.text.strip() for one in found], references)
-        return asdict(Trial(source, k, score, sum(not one for one in tokens)))
-
-    # The reference's own tokens are tried in any case: what no prior can pass.
-    sources = dict.fromkeys([*(source for source in config.prior if source != "none"), "gold"])
-    plan = [("none", 0)] + [(source, k) for source in sources for k in range(1, config.k + 1)]
-    trials: list[Trial] = []
-    with run.progress("prefix: search", len(plan)) as advance:
-        for source, k in plan:
-            trials.append(Trial(**run.once(f"trial {source} {k}", lambda source=source, k=k: trial(source, k))))  # type: ignore[misc]
-            advance(1)
-    best = max((one for one in trials if one.source in ("none", *config.prior)), key=lambda one: one.chrf)
-    ceiling = max(one.chrf for one in trials if one.source in ("none", "gold"))
-    curves = {
-        source: Series(
-            x=[float(one.k) for one in trials if one.source in (source, "none")],
-            y=[one.chrf for one in trials if one.source in (source, "none")],
-            x_label="prior tokens k",
-            y_label="chrF on the development set",
-            group="search",
-        )
-        for source in dict.fromkeys(one.source for one in trials if one.source != "none")
-    }
-    return run.result(
-        scalars={
-            "best_source": Scalar(value=best.source),
-            "best_k": Scalar(value=best.k),
-            "best_chrf": Scalar(value=best.chrf),
-            "base_chrf": Scalar(value=trials[0].chrf),
-            "ceiling_chrf": Scalar(value=ceiling),
-        },
-        tables={
-            "search": Table(
-                columns=["source", "k", "chrF", "texts without prior"],
-                rows=[list(asdict(one).values()) for one in sorted(trials, key=lambda one: -one.chrf)],
-                title=f"Prior sources on {len(references)} development texts",
-            )
-        },
-        series=curves,
-        verdicts=[
-            f"The best prior is {best.source} with k = {best.k}: chrF {best.chrf:.1f}, {trials[0].chrf:.1f} without; "
-            f"the reference's own tokens give {ceiling:.1f}.",
-            *session.notes,
-        ],
-        limitations=["The best of several tries on a small set is too good: measure it on other texts."],
-    )
 
 
 # ---- dictionary
