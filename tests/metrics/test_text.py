@@ -55,6 +55,20 @@ def test_spbleu_needs_its_library_or_its_file(tmp_path: Path) -> None:
         metrics.spbleu(["a"], ["a"], tmp_path / "none.model")
 
 
+def test_spbleu_is_bleu_over_the_models_pieces(tmp_path: Path) -> None:
+    library = pytest.importorskip("sentencepiece")
+    lines = [f"{word}s Haus steht {number} Jahre am See" for word in ("da", "die", "jene") for number in range(40)]
+    stem = tmp_path / "pieces"
+    library.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_prefix=str(stem), vocab_size=48, minloglevel=2, hard_vocab_limit=False
+    )
+    outputs, references = ["das Haus steht 8 Jahre", "dies am See"], ["das Haus steht 9 Jahre", "jenes am See"]
+    model = library.SentencePieceProcessor(model_file=f"{stem}.model")
+    pieces = [[" ".join(model.encode(text, out_type=str)) for text in side] for side in (outputs, references)]
+    score = sacrebleu.corpus_bleu(pieces[0], [pieces[1]], tokenize="none", force=True).score
+    assert 0 < metrics.spbleu(outputs, references, Path(f"{stem}.model")) == score < 100
+
+
 def test_lase_is_its_repositorys_example() -> None:
     assert metrics.lase(0.89, 0.92, 0.98) == pytest.approx(0.802424)
     assert metrics.length_penalty(16, 10) == 1

@@ -1,7 +1,7 @@
 """A range of layers of Llama and Granite models in few operations.
 
 A tiny model spends its time in calls, not in arithmetic, so that each layer is a straight line: weights are transposed
-once, the norms' weights are folded into the products behind them, query and key and value are one product and one
+once, query and key and value are one product and one
 rotation, and a position's key and value are one write into a cache that all layers share.
 """
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
 from polyloom.core.errors import UserError
-from polyloom.generation.steps import PackedLayer, Steps
+from polyloom.generation.steps import PackedLayer, Steps, normed
 
 EMPTY = torch.empty(0)
 
@@ -70,12 +70,11 @@ class FusedRange:
         self.scale, self.residual_multiplier = steps.scale, steps.residual_multiplier
         self.embedding_multiplier, self.logits_scaling = steps.embedding_multiplier, steps.logits_scaling
         self.embedding = steps.embedding
-        self.dim = dim = steps.embedding.shape[1]
-        # x / sqrt(mean(x^2) + eps) is sqrt(dim) x / hypot(|x|, sqrt(dim eps)).
-        self.root = torch.tensor((dim * steps.epsilon) ** 0.5, device=steps.embedding.device)
+        self.dim = steps.embedding.shape[1]
+        self.root = steps.root
         order = self._order()
-        self.layers = [_packed(layer, order, dim**0.5) for layer in steps.layers]
-        self.head = _folded(steps.head, steps.norm, dim**0.5)
+        self.layers = [_packed(layer, order) for layer in steps.layers]
+        self.head = (steps.head * steps.norm).t().contiguous()
         half = self.head_dim // 2
         # Steps keeps the sine of the first half negated. Values are not turned: their factor is one.
         turn = torch.complex(steps.cos[:, :half], steps.sin[:, half:].contiguous())[:, None]
@@ -159,13 +158,9 @@ class FusedRange:
                 taps.append(x.view(rows, width, -1))
         return x.view(rows, width, -1)
 
-    def _normed(self, x: Tensor) -> Tensor:
-        """Return x over its root mean square and over sqrt(dim), which the next weights hold."""
-        return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.root)
-
     def _turned(self, layer: _Layer, x: Tensor, turn: Tensor) -> Tensor:
         """Return queries, keys and values [tokens, parts, half, 2], turned."""
-        mixed = _product(self._normed(x), layer.qkv, layer.qkv_bias)
+        mixed = _product(normed(x, self.root), layer.qkv, layer.qkv_bias)
         pairs = torch.view_as_complex(mixed.view(len(x), -1, self.head_dim // 2, 2))
         return torch.view_as_real(pairs * turn)
 
@@ -184,7 +179,7 @@ class FusedRange:
     def _mixed(self, layer: _Layer, x: Tensor, attended: Tensor) -> Tensor:
         """Return x with the attention's and then the feed-forward part's product added."""
         x = self._added(x, attended, layer.out, layer.out_bias)
-        gate, up = _product(self._normed(x), layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
+        gate, up = _product(normed(x, self.root), layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
         return self._added(x, layer.activation(gate).mul_(up), layer.down, layer.down_bias)
 
     def _added(self, x: Tensor, inner: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -194,7 +189,7 @@ class FusedRange:
 
     def logits(self, x: Tensor) -> Tensor:
         """Return g(x)."""
-        logits = torch.mm(self._normed(x.reshape(-1, self.dim)), self.head).view(*x.shape[:-1], -1)
+        logits = torch.mm(normed(x.reshape(-1, self.dim), self.root), self.head).view(*x.shape[:-1], -1)
         return logits / self.logits_scaling if self.logits_scaling != 1 else logits
 
     def keep_rows(self, rows: Tensor) -> None:
@@ -206,19 +201,14 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
 
 
-def _folded(weight: Tensor, norm: Tensor, root: float) -> Tensor:
-    """Return a weight [in, out] for states that are divided by their length alone."""
-    return (weight * (norm * root)).t().contiguous()
-
-
-def _packed(given: PackedLayer, order: Tensor, root: float) -> _Layer:
+def _packed(given: PackedLayer, order: Tensor) -> _Layer:
     silu = isinstance(given.activation, nn.SiLU | SiLUActivation)
     return _Layer(
-        qkv=_folded(given.qkv[order], given.norm, root),
+        qkv=given.qkv[order].t().contiguous(),
         qkv_bias=None if given.qkv_bias is None else given.qkv_bias[order],
         out=given.out.t().contiguous(),
         out_bias=given.out_bias,
-        gate_up=_folded(given.gate_up, given.mlp_norm, root),
+        gate_up=given.gate_up.t().contiguous(),
         gate_up_bias=given.gate_up_bias,
         down=given.down.t().contiguous(),
         down_bias=given.down_bias,

@@ -105,6 +105,19 @@ def test_every_epoch_takes_each_example_once_whatever_the_order_of_asking() -> N
     assert torch.equal(second, batch_at(3)["inputs"])
 
 
+def test_batches_hold_examples_of_similar_length() -> None:
+    examples = [Tokens([1] * (1 + i % 40), [2] * 5) for i in range(333)]
+    batch_at = example_batches(examples, 8, 0)
+    batches = [batch_at(step) for step in range(41)]
+    kept = sum(int((batch["labels"] != -100).sum()) for batch in batches)
+    assert kept == 41 * 8 * 5
+    width = sum(batch["inputs"].numel() for batch in batches)
+    needed = sum(int((batch["inputs"] != 0).sum()) for batch in batches)
+    assert width < 1.15 * needed
+    longest = [batch["inputs"].shape[1] for batch in batches]
+    assert longest != sorted(longest)
+
+
 def test_data_without_answers_and_empty_prompts_are_refused() -> None:
     with pytest.raises(UserError, match="no example has an answer"):
         example_batches([Tokens([1], [])], 2, 0)

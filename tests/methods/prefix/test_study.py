@@ -14,7 +14,7 @@ from polyloom.methods.prefix import study
 from polyloom.methods.prefix.config import PrefixStudyConfig
 from polyloom.methods.prefix.data import ALL_THINGS, FEW_THINGS, NUM_DEV, SOURCE, make_corpus, pretraining_documents
 from polyloom.methods.prefix.experiment import IGNORED, as_rows, bucketed
-from polyloom.methods.prefix.experiment_run import METHODS, Plan, world_dictionary
+from polyloom.methods.prefix.experiment_run import METHODS, SFT_BATCH, Plan, world_dictionary
 from polyloom.models.tokenizers import train_tokenizer
 from polyloom.reports.figures import figures_for
 from polyloom.runs.folder import Run
@@ -90,6 +90,9 @@ def test_study_runs_end_to_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     assert scalars["self_kl"] == 0
     assert [row[0] for row in result.tables["methods"].rows] == list(METHODS)
     assert result.tables["methods"].rows[METHODS.index("SFT")][4] in (100, 0)
+    costs = {row[0]: row[1:4] for row in result.tables["costs"].rows}
+    assert costs["dictionary prior, k=2"] == [0, 0, 0]
+    assert costs["SFT"][1] >= SMALL.sft_steps * SFT_BATCH
     assert result.verdicts[0].startswith("Undecided (models this little trained)")
     assert any("planted" in line for line in result.limitations)
     names = [figure.name for figure in figures_for(result.model_copy(update={"room": "prefix", "verb": "study"}))]

@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+import torch
+from transformers import BertConfig, BertModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from polyloom.core.errors import UserError
 from polyloom.core.registry import load
 from polyloom.generation.decode import Decoding, decode
 from polyloom.generation.fake_server import FakeServer
 from polyloom.methods import prefix
+from polyloom.methods.prefix import checks, sources, verbs
 from polyloom.methods.prefix.evaluate import tag_score
 from polyloom.methods.prefix.inputs import Item, Loaded, in_context, render_prompts
+from polyloom.metrics.text import identify, language_confidence, lase, length_penalty
+from polyloom.models.load import load_model, load_tokenizer, save_model
+from polyloom.models.tokenizers import train_tokenizer
 
 Cli = Callable[..., Any]
 
@@ -107,6 +112,14 @@ def test_search_finds_the_gold_prior(cli: Cli, folders: dict[str, Path], texts: 
     assert len(result["tables"]["search"]["rows"]) == 7
 
 
+def test_search_shows_the_ceiling_beside_the_result(cli: Cli, folders: dict[str, Path], texts: Path) -> None:
+    scalars = answered(cli, "prior", *common(folders, texts), "--search", "--prior", "constant", "--constant", "x")[
+        "scalars"
+    ]
+    assert scalars["best_source"]["value"] in ("none", "constant")
+    assert scalars["ceiling_chrf"]["value"] > scalars["best_chrf"]["value"]
+
+
 def test_candidates_keep_the_answer_that_the_base_finds_best(
     cli: Cli, tmp_path: Path, folders: dict[str, Path], texts: Path, muse: Path
 ) -> None:
@@ -116,13 +129,55 @@ def test_candidates_keep_the_answer_that_the_base_finds_best(
     )
 
 
+def test_the_dictionary_is_read_once_and_measured_on_all_texts(
+    cli: Cli, folders: dict[str, Path], texts: Path, muse: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verbs, "ROWS_PER_STEP", 1)
+    calls = []
+    read = sources.open_dictionary
+    monkeypatch.setattr(sources, "open_dictionary", lambda *given: (calls.append(given), read(*given))[1])
+    result = answered(cli, "translate", *common(folders, texts), "--prior", "pseudo", "--dictionary", muse)
+    assert len(calls) == 1
+    assert [line for line in result["verdicts"] if "of the 4 words" in line]
+
+
+def test_a_lexicon_of_tags_begins_a_tagged_sentence(
+    cli: Cli, tmp_path: Path, folders: dict[str, Path], texts: Path
+) -> None:
+    lexicon = tmp_path / "tags.csv"
+    lexicon.write_text("source,target\nthe,det\ndog,noun\ncat,noun\n", encoding="utf-8")
+    words = ["--task", "tag", "--prior", "pseudo", "--dictionary", lexicon, "--k", 30, "--max-new-tokens", 40]
+    answered(cli, "generate", "--base", folders["base"], "--input", texts, "--target-language", "en", *words)
+    assert [row["prior"].strip() for row in lines(tmp_path, "answers.jsonl")] == [
+        "the_DET dog_NOUN",
+        "the_DET cat_NOUN",
+    ]
+
+
+def test_a_costly_language_and_a_long_wait_are_said(
+    cli: Cli, tmp_path: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "costly.jsonl"
+    path.write_text(json.dumps({"text": "the dog", "reference": "犬と猫と犬と猫と犬と猫"}) + "\n", encoding="utf-8")
+    monkeypatch.setattr(checks, "SLOW_PARAMETERS", 0)
+    verdicts = answered(cli, "translate", *common(folders, path))["verdicts"]
+    assert [line for line in verdicts if "may not know German" in line]
+    assert [line for line in verdicts if "billion parameters on the CPU" in line]
+    cheap = tmp_path / "cheap.jsonl"
+    cheap.write_text(json.dumps({"text": "犬と猫と犬と猫と犬と猫", "reference": "der Hund"}) + "\n", encoding="utf-8")
+    assert not [line for line in answered(cli, "translate", *common(folders, cheap))["verdicts"] if "not know" in line]
+
+
 def test_an_encoder_decoder_begins_with_its_prior(
     cli: Cli, tmp_path: Path, folders: dict[str, Path], texts: Path
 ) -> None:
     words = ["--base", folders["t5"], *common(folders, texts)[2:], "--prior", "gold", "--task", "summarize"]
-    answered(cli, "generate", *words)
-    for row in lines(tmp_path, "answers.jsonl"):
-        assert row["output"].startswith(row["prior"].strip())
+    answered(cli, "generate", *words, "--output", tmp_path / "greedy.jsonl")
+    answered(cli, "generate", *words, "--output", tmp_path / "beams.jsonl", "--beams", 3)
+    for name in ("greedy", "beams"):
+        for line in (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            assert row["output"].startswith(row["prior"].strip())
 
 
 def test_examples_stand_before_the_prompt(cli: Cli, folders: dict[str, Path], texts: Path) -> None:
@@ -258,6 +313,29 @@ def test_evaluate_tags_and_lase(cli: Cli, tmp_path: Path) -> None:
     path.write_text(json.dumps({"output": "a_DET b_VERB", "reference": "a_DET b_NOUN"}) + "\n")
     scalars = answered(cli, "evaluate", "--outputs", path, "--target-language", "en", "--task", "tag")["scalars"]
     assert {scalars[f"tag_{name}"]["value"] for name in ("precision", "recall", "f1", "accuracy")} == {0.5}
+    # LaSE by hand, with the vectors of a small encoder that averages its tokens.
+    encoder = save_encoder(tmp_path / "encoder")
+    pair = {"output": "wir gehen morgen alle nach Hause", "reference": "wir gehen alle nach Haus"}
+    path.write_text(json.dumps(pair) + "\n")
+    words = ["--target-language", "de", "--task", "summarize", "--encoder", encoder]
+    got = answered(cli, "evaluate", "--outputs", path, *words)["scalars"]["lase"]["value"]
+    model, tokenizer = load_model(encoder, "encoder"), load_tokenizer(encoder)
+    with torch.inference_mode():
+        a, b = (model(**tokenizer(t, return_tensors="pt")).last_hidden_state[0].mean(0) for t in pair.values())
+    meaning = float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+    confidence = language_confidence(identify([pair["output"]])[0], "de")
+    assert got == pytest.approx(lase(meaning, confidence, length_penalty(6, 5)), abs=1e-5)
+
+
+def save_encoder(folder: Path) -> Path:
+    """Save a small encoder as sentence-transformers lays it out."""
+    tokenizer = train_tokenizer(["wir gehen morgen alle nach Hause"] * 40, 300)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    save_model(BertModel(BertConfig(vocab_size=len(tokenizer), **shape)), folder, tokenizer)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    return folder
 
 
 @pytest.mark.parametrize(

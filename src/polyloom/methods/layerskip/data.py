@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import random
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from polyloom.models.tokenizers import encode
 from polyloom.training.packing import Batch, BatchAt
 
 ARROW = " =>"
+POOL_BATCHES = 16
 UNKNOWN = "und"
 CODE_SWITCHED = "hi-en"
 TOP_COLUMNS = ("domain", "utterance", "semantic_parse")
@@ -225,6 +227,8 @@ def pad_examples(examples: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
 def example_batches(examples: Sequence[Tokens], batch_size: int, seed: int) -> BatchAt:
     """Return the function from a step to its batch; every epoch takes each example once, in an order of its own.
 
+    Examples of similar length go together, so that little of a batch is padding.
+
     Raises:
         UserError: no example has an answer to learn.
     """
@@ -237,8 +241,8 @@ def example_batches(examples: Sequence[Tokens], batch_size: int, seed: int) -> B
         epoch, at = divmod(index, len(usable))
         if epoch not in orders:
             orders.clear()
-            orders[epoch] = list(range(len(usable)))
-            python_random(seed, "epoch", epoch).shuffle(orders[epoch])
+            lengths = [len(one.prompt) + len(one.response) for one in usable]
+            orders[epoch] = _mixed_order(lengths, batch_size, python_random(seed, "epoch", epoch))
         return usable[orders[epoch][at]]
 
     def batch_at(step: int) -> Batch:
@@ -247,6 +251,21 @@ def example_batches(examples: Sequence[Tokens], batch_size: int, seed: int) -> B
         return {"inputs": inputs, "labels": labels, "step": steps, "row": torch.arange(batch_size)}
 
     return batch_at
+
+
+def _mixed_order(lengths: Sequence[int], batch_size: int, rng: random.Random) -> list[int]:
+    """Shuffle; sort by length within pools of some batches; shuffle each pool's batches."""
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    mixed: list[int] = []
+    for start in range(0, len(order), POOL_BATCHES * batch_size):
+        pool = sorted(order[start : start + POOL_BATCHES * batch_size], key=lengths.__getitem__)
+        batches = [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+        # A short batch stays last, so that the others stay whole.
+        short = batches.pop() if len(batches[-1]) < batch_size else []
+        rng.shuffle(batches)
+        mixed += [index for batch in [*batches, short] for index in batch]
+    return mixed
 
 
 def by_group(

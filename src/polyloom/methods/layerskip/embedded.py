@@ -37,7 +37,7 @@ from polyloom.runs.folder import Run
 from polyloom.training.config import TrainConfig
 from polyloom.training.loop import train
 
-NUM_LAYERS, WIDTH, FEED_FORWARD, VOCABULARY = 8, 64, 128, 1024
+NUM_LAYERS, WIDTH, FEED_FORWARD, VOCABULARY = 12, 64, 128, 1024
 NUM_TRAIN, NUM_TEST = 6000, 300
 TOKENIZER_TEXTS = 1500
 MAX_TOKENS = 192

@@ -87,7 +87,7 @@ CARD = RoomCard(
     verbs=(
         _verb("translate", "Translate with prior tokens from a source of your choice.", "TranslateConfig", "verbs"),
         _verb("generate", "Do any templated task with prior tokens.", "GenerateConfig", "verbs"),
-        _verb("prior", "Build priors, or search the best source and k on a development set.", "PriorConfig", "verbs"),
+        _verb("prior", "Build priors, or search the best source and k on a development set.", "PriorConfig", "search"),
         _verb("decide", "Compare a base model's decisions with its tuned form's.", "DecideConfig", "decide"),
         _verb("evaluate", "Score files of answers side by side.", "EvaluateConfig", "evaluate"),
         _verb("dictionary", "Read a bilingual dictionary and measure its hit rate.", "DictionaryConfig", "verbs"),

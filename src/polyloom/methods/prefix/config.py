@@ -70,7 +70,16 @@ class TranslateConfig(PriorOptions):
     shots: int = Field(0, ge=0, description="Examples from --memory in front of each prompt.")
     in_context: Literal["plain", "urial"] = Field("plain", description="How the examples are written.")
     stop: list[str] = Field(["\n"], description="Texts that end an answer.")
-    candidates: int = Field(1, ge=1, le=16, description="Pseudo priors tried per text; the base's best answer is kept.")
+    candidates: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="Priors tried per text: each source's, and a first word's translations; the best answer is kept.",
+    )
+    beams: int = Field(1, ge=1, le=64, description="Hypotheses of a beam search behind each prior; 1 is greedy.")
+    reconstruction: float = Field(
+        0.0, ge=0, description="With --candidates: weight of the source's log-probability behind an answer."
+    )
     output: Path | None = Field(None, description="Also write the answers here, as JSON lines.")
     prefill: Literal["last_turn", "continue_final_message"] = Field(
         "continue_final_message", description="How a server takes a prefilled turn (base http://host/v1#model)."

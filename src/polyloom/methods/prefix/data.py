@@ -24,6 +24,8 @@ COPY_SHARE, RIGHT_SHARE = 0.45, 0.25
 # Lines of one thing teach a tiny model its words early; the share holds within every kind of document.
 SINGLE_SHARE = 0.3
 PAIRS_SHARE, UNRELATED_SHARE, REPEATED_SHARE = 0.50, 0.04, 0.06
+# Parallel text mostly has English on one side; a pair of any two languages teaches less of what is asked later.
+ENGLISH_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,9 @@ def _item(kind: str, rng: random.Random, things: Things) -> Frame:
 def pretraining_documents(corpus: Corpus, num_documents: int, seed: int) -> list[str]:
     """Make the base model's documents: pairs of translations, some noise, and the instruction with mixed answers.
 
-    Half are two lines in two languages; 4 % two unrelated lines, 6 % a line twice, and 40 % the instruction, answered
-    by an English copy (45 %), in the language asked for (25 %) or in any language (30 %).
+    Half are a line in two languages (English and another in six of ten, else any two); 4 % two unrelated lines, 6 % a
+    line twice, and 40 % the instruction, answered by an English copy (45 %), in the language asked for (25 %) or in any
+    language (30 %).
     """
     rng = python_random(seed, "pretraining documents")
     return [_document(corpus, rng) for _ in range(num_documents)]
@@ -148,7 +151,10 @@ def _document(corpus: Corpus, rng: random.Random) -> str:
     if rng.random() < SINGLE_SHARE:
         line = rng.choice(corpus.words)
     if kind < PAIRS_SHARE:
-        return "\n".join(line[code] for code in rng.sample(languages, 2))
+        pair = rng.sample(languages, 2)
+        if rng.random() < ENGLISH_SHARE:
+            pair = [SOURCE, rng.choice(corpus.targets)]
+        return "\n".join(line[code] for code in pair)
     kind -= PAIRS_SHARE
     language = rng.choice(languages)
     if kind < UNRELATED_SHARE:

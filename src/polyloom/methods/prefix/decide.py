@@ -20,7 +20,7 @@ from polyloom.methods.prefix.method import (
     generate_with_priors,
 )
 from polyloom.methods.prefix.positions import position_means
-from polyloom.methods.prefix.sources import Session, open_session, task_template
+from polyloom.methods.prefix.sources import Session, open_session
 from polyloom.metrics.statistics import Interval, bootstrap_interval
 from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run
@@ -44,7 +44,7 @@ def run_decide(config: DecideConfig, run: Run) -> Result:
         UserError: tokenizers that differ (the first id is named), models of different families, bad inputs.
     """
     pin_threads()
-    session = open_session(config, task_template(config.template, config.task))
+    session = open_session(config, config.task)
     tuned = session.other("sft")
     check_pair(session.base, tuned)
     tuned_prompts = session.prompts

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from pathlib import Path
 from statistics import mean
 
 import torch
@@ -189,13 +191,14 @@ def _lase(system: System, config: EvaluateConfig) -> float:
     pin_threads()
     model = load_model(config.encoder, kind="encoder")
     tokenizer = load_tokenizer(config.encoder, model)
+    averaged = pools_by_mean(Path(config.encoder))
 
     @torch.inference_mode()
     def vector(text: str) -> torch.Tensor:
         inputs = tokenizer(text, truncation=True, max_length=ENCODED_TOKENS, return_tensors="pt", verbose=False)
         output = model(**inputs)
         pooled = output.get("pooler_output")
-        chosen = output.last_hidden_state.mean(dim=1) if pooled is None else pooled
+        chosen = output.last_hidden_state.mean(dim=1) if averaged or pooled is None else pooled
         return torch.nn.functional.normalize(chosen[0], dim=-1)
 
     guesses = metrics.identify(system.outputs, config.languages)
@@ -205,6 +208,12 @@ def _lase(system: System, config: EvaluateConfig) -> float:
         penalty = metrics.length_penalty(len(word_tokens(output)), len(word_tokens(reference)))
         values.append(metrics.lase(meaning, metrics.language_confidence(guess, config.target_language), penalty))
     return mean(values)
+
+
+def pools_by_mean(encoder: Path) -> bool:
+    """Say whether a sentence-transformers folder averages its tokens; LaBSE and plain encoders have a pooler."""
+    path = encoder / "1_Pooling" / "config.json"
+    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8")).get("pooling_mode_mean_tokens"))
 
 
 # ---- tags: `word_TAG word_TAG`

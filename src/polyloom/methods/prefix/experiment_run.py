@@ -142,6 +142,11 @@ def run_seed(seed: int, plan: Plan, targets: Sequence[str], run: Run, advance: C
     found["identities"] = _identities(bench)
     found["prefill_cost_ratio"] = _prefill_cost(bench)
     found["seconds"], found["fidelity"] = models.seconds, models.fidelity
+    found["parameters"] = {name: getattr(models, name).num_parameters() for name in models.seconds}
+    rounds = {"base": 1, "sft": len(models.fidelity), "small": 1}
+    steps = {"base": plan.base_steps, "sft": plan.sft_steps, "small": plan.small_steps}
+    batches = {"base": plan.base_batch, "sft": SFT_BATCH, "small": SFT_BATCH}
+    found["texts"] = {name: rounds[name] * steps[name] * batches[name] for name in steps}
     found["example"] = {name: texts[0] for name, texts in outputs.items()} | {
         "source": rows[0].source,
         "reference": rows[0].target,

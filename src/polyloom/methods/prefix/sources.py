@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 from polyloom.core.errors import UserError
 from polyloom.data.dictionaries import Coverage, Dictionary, coverage, language_name, read_dictionary
 from polyloom.generation.decode import Decoding, decode
 from polyloom.methods.prefix import priors as made
-from polyloom.methods.prefix.config import DictionaryOptions, PriorOptions
+from polyloom.methods.prefix.config import DictionaryOptions, PriorOptions, Task
 from polyloom.methods.prefix.inputs import (
     TEMPLATES,
     Item,
@@ -27,15 +28,25 @@ from polyloom.methods.prefix.priors import Prior, text_prior
 
 @dataclass
 class Session:
-    """A base model with its inputs and prompts; tuned and small models are opened when a source asks for them."""
+    """A base model with its inputs and prompts; tuned and small models are opened when a source asks for them.
+
+    `shared` holds what the parts of a session have in common: opened models, the dictionary, all source texts.
+    """
 
     config: PriorOptions
+    task: Task
+    template: str
     base: Loaded
     items: list[Item]
     texts: list[str]
     prompts: list[list[int]]
     notes: list[str] = field(default_factory=list)
-    opened: dict[str, Loaded] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
+
+    def part(self, start: int, end: int) -> Session:
+        """Return the session of some rows."""
+        rows = slice(start, end)
+        return replace(self, items=self.items[rows], texts=self.texts[rows], prompts=self.prompts[rows], notes=[])
 
     @property
     def sources(self) -> list[str]:
@@ -44,18 +55,19 @@ class Session:
 
     def other(self, option: str) -> Loaded:
         """Open the model behind `--sft` or `--small`."""
-        if option not in self.opened:
+        if option not in self.shared:
             source = str(getattr(self.config, option))
-            self.opened[option] = load(source, f"--{option}", trust_remote_code=self.config.trust_remote_code)
-        return self.opened[option]
+            self.shared[option] = load(source, f"--{option}", trust_remote_code=self.config.trust_remote_code)
+        found: Loaded = self.shared[option]
+        return found
 
 
-def open_session(config: PriorOptions, template: str) -> Session:
+def open_session(config: PriorOptions, task: Task) -> Session:
     """Load the base model, read the inputs and write the prompts.
 
     Args:
         config: the verb's configuration.
-        template: the prompt's template.
+        task: gives the template where the configuration has none.
 
     Raises:
         UserError: a prior beyond the budget, a bad template or language, no model, no texts.
@@ -63,17 +75,26 @@ def open_session(config: PriorOptions, template: str) -> Session:
     made.check_budget(config.k, config.max_new_tokens)
     check_sources(config)
     items = read_items(config.input, config.text_field, config.reference_field, config.encoding)
+    template = task_template(config.template, task)
     texts = render_prompts(template, items, config.source_language, config.target_language)
     base = load(config.base, "--base", trust_remote_code=config.trust_remote_code)
-    prompts = [base.encode_prompt(text) for text in texts]
-    fitting, num_cut = fit_prompts(base, prompts, config.max_new_tokens + max(config.k, made.MAX_INFORMATIVE_TOKENS))
-    session = Session(config, base, items, texts, fitting)
-    if num_cut:
-        session.notes.append(f"{num_cut} prompts were cut at their beginning to fit the model's positions.")
+    session = Session(config, task, template, base, items, texts, [], shared={"sources": [i.source for i in items]})
+    set_prompts(session, [base.encode_prompt(text) for text in texts])
     return session
 
 
-def task_template(template: str, task: str) -> str:
+def set_prompts(session: Session, prompts: list[list[int]]) -> None:
+    """Give a session its prompts, cut where they leave no room for the answer, and say how many were."""
+    config = session.config
+    budget = config.max_new_tokens + max(config.k, made.MAX_INFORMATIVE_TOKENS)
+    session.prompts, num_cut = fit_prompts(session.base, prompts, budget)
+    note = "prompts were cut at their beginning to fit the model's positions."
+    session.notes = [one for one in session.notes if not one.endswith(note)]
+    if num_cut:
+        session.notes.append(f"{num_cut} {note}")
+
+
+def task_template(template: str, task: Task) -> str:
     """Return the user's template, or the task's own."""
     return template or TEMPLATES[task]
 
@@ -153,11 +174,24 @@ def open_dictionary(
 
 
 def _dictionary(session: Session) -> Dictionary:
-    found, hits = open_dictionary(session.config, session.config.target_language, session.sources)
+    """Return the dictionary, read once and measured on all texts."""
+    if "dictionary" not in session.shared:
+        texts = session.shared["sources"]
+        session.shared["dictionary"] = open_dictionary(session.config, session.config.target_language, texts)
+    found, hits = cast("tuple[Dictionary, Coverage]", session.shared["dictionary"])
     note = f"The dictionary has {hits.hit_rate:.1%} of the {hits.num_words} words of the texts."
     if note not in session.notes:
         session.notes.append(note)
-    return found
+    return as_tagged(found) if session.task == "tag" else found
+
+
+def as_tagged(lexicon: Dictionary) -> Dictionary:
+    """Return a lexicon of words and their tags as a dictionary from a word to `word_TAG`, as tagged text is written."""
+    entries = {
+        word: tuple(replace(one, text=f"{word}_{one.text.upper()}") for one in tags)
+        for word, tags in lexicon.entries.items()
+    }
+    return Dictionary(entries, lexicon.format, lexicon.num_lines)
 
 
 def _none(session: Session, k: int) -> list[Prior]:
@@ -286,8 +320,7 @@ def _wrong_language(session: Session, k: int) -> list[Prior]:
     config = session.config
     if not config.wrong_language:
         raise UserError("the control wrong-language needs a language.", where="--wrong-language")
-    template = config.template or TEMPLATES["translate"]
-    texts = render_prompts(template, session.items, config.source_language, config.wrong_language)
+    texts = render_prompts(session.template, session.items, config.source_language, config.wrong_language)
     return _tuned(session, texts, k, "wrong-language")
 
 
@@ -295,15 +328,30 @@ def _foreign_content(session: Session, k: int) -> list[Prior]:
     return made.rotated(_sft(session, k), "foreign-content")
 
 
-def candidate_priors(session: Session, k: int, number: int) -> list[list[Prior]]:
-    """Return up to `number` pseudo priors for each text, one for each translation of its first known word."""
-    dictionary, tokenizer = _dictionary(session), session.base.tokenizer
-    rows = []
-    for prompt, source in zip(session.prompts, session.sources, strict=True):
-        words = made.first_options(source, dictionary)[:number]
-        found = {p.tokens: p for word in words if (p := text_prior(tokenizer, prompt, word, k, "pseudo")).tokens}
-        rows.append(list(found.values()) or [Prior((), "pseudo", "no word of the source is in the dictionary")])
-    return rows
+def candidate_priors(session: Session, names: Sequence[str], k: int, number: int) -> list[list[Prior]]:
+    """Return up to `number` different priors for each text: each source's own, then a first word's translations.
+
+    Args:
+        session: model and inputs.
+        names: sources in order of preference.
+        k: tokens.
+        number: priors kept.
+    """
+    columns = [_SOURCES[name](session, k) for name in names]
+    rows = [[prior for prior in row if prior.tokens] for row in zip(*columns, strict=True)]
+    if "pseudo" in names:
+        dictionary, tokenizer = _dictionary(session), session.base.tokenizer
+        for row, prompt, source in zip(rows, session.prompts, session.sources, strict=True):
+            words = made.first_options(source, dictionary)
+            row += [one for word in words if (one := text_prior(tokenizer, prompt, word, k, "pseudo")).tokens]
+    return [_different(row)[:number] or [columns[-1][i]] for i, row in enumerate(rows)]
+
+
+def _different(priors: Sequence[Prior]) -> list[Prior]:
+    found: dict[tuple[int, ...], Prior] = {}
+    for prior in priors:
+        found.setdefault(prior.tokens, prior)
+    return list(found.values())
 
 
 def words_of(text: str, k: int) -> str:

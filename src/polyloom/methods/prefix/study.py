@@ -220,6 +220,7 @@ def _tables(config: PrefixStudyConfig, found: Sequence[SeedResult]) -> dict[str,
             rows=[[name, example[name]] for name in ("source", "reference", *METHODS)],
             title="One test sentence by every method",
         ),
+        "costs": _costs(found),
         "failures": Table(
             columns=["prior source", *config.targets],
             rows=[
@@ -229,6 +230,24 @@ def _tables(config: PrefixStudyConfig, found: Sequence[SeedResult]) -> dict[str,
             title="Sentences for which a prior source had nothing, so that the base model decoded plainly",
         ),
     }
+
+
+def _costs(found: Sequence[SeedResult]) -> Table:
+    """Set beside each way what it trains: "training-free" with its price."""
+
+    def mean_of(key: str, name: str) -> float:
+        return float(np.mean([seed[key][name] for seed in found])) if name else 0.0
+
+    ways = (("SFT", "sft"), ("SFT prior, k=2", "sft"), ("small model alone", "small"), ("refined prior, k=2", "small"))
+    free = ("dictionary prior, k=2", "dictionary gate", "language gate", "base, few-shot", "base, URIAL-style")
+    return Table(
+        columns=["method", "parameters trained", "training texts seen", "CPU seconds", "% of SFT"],
+        rows=[
+            [method, *(mean_of(key, name) for key in ("parameters", "texts", "seconds")), relative(found, method).value]
+            for method, name in (*ways, *((one, "") for one in free))
+        ],
+        title="What each way trains on top of the base model",
+    )
 
 
 def _series(found: Sequence[SeedResult]) -> dict[str, Series]:

@@ -1,25 +1,26 @@
-"""The verbs translate, generate, prior and dictionary."""
+"""The verbs translate, generate and dictionary."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from polyloom.core.errors import UserError
 from polyloom.core.files import write_text
-from polyloom.core.result import Artifact, Result, Scalar, Series, Table
+from polyloom.core.result import Artifact, Result, Scalar, Table
 from polyloom.data.dictionaries import language_name, read_dictionary
 from polyloom.generation.chat import ask, complete_all
 from polyloom.generation.decode import Decoding
 from polyloom.generation.endpoints import connect
-from polyloom.generation.scoring import score_continuations
 from polyloom.generation.text import decode_tokens
-from polyloom.methods.prefix.config import DictionaryConfig, GenerateConfig, PriorConfig, TranslateConfig
+from polyloom.methods.prefix.beam import BackPrompt, choose_answers, continue_all
+from polyloom.methods.prefix.checks import language_remarks, time_remarks
+from polyloom.methods.prefix.config import DictionaryConfig, GenerateConfig, Task, TranslateConfig
 from polyloom.methods.prefix.inputs import Item, in_context, read_items, render_prompts
-from polyloom.methods.prefix.method import Generation, generate_with_priors
+from polyloom.methods.prefix.method import Generation
 from polyloom.methods.prefix.priors import Prior, check_budget
 from polyloom.methods.prefix.sources import (
     Session,
@@ -29,10 +30,11 @@ from polyloom.methods.prefix.sources import (
     open_dictionary,
     open_session,
     read_memory,
+    set_prompts,
     task_template,
     words_of,
 )
-from polyloom.metrics.text import chrf, copy_rate, empty_rate
+from polyloom.metrics.text import copy_rate, empty_rate
 from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run
 
@@ -54,48 +56,45 @@ def run_translate(config: TranslateConfig, run: Run) -> Result:
     Raises:
         UserError: anything that `open_session` and the sources refuse.
     """
-    return _answer(config, run, task_template(config.template, "translate"))
+    return _answer(config, run, "translate")
 
 
 def run_generate(config: GenerateConfig, run: Run) -> Result:
     """Do any templated task with prior tokens; see `run_translate`."""
-    return _answer(config, run, task_template(config.template, config.task))
+    return _answer(config, run, config.task)
 
 
-def _answer(config: TranslateConfig, run: Run, template: str) -> Result:
+def _answer(config: TranslateConfig, run: Run, task: Task) -> Result:
     if config.base.startswith(("http://", "https://")):
-        rows = _server_answers(config, run, template)
+        rows = _server_answers(config, run, task_template(config.template, task))
         notes = [f"The server's tokens are not known here: k = {config.k} counts words, and the prior is sent as text."]
         return _answers_result(config, run, rows, notes)
     pin_threads()
-    session = open_session(config, template)
-    _add_examples(session, config, template)
+    session = open_session(config, task)
+    _add_examples(session, config)
+    remarks(session)
     rows = []
     with run.progress("prefix: answers", len(session.items)) as advance:
         for start in range(0, len(session.items), ROWS_PER_STEP):
-            part = _part(session, start, start + ROWS_PER_STEP)
+            part = session.part(start, start + ROWS_PER_STEP)
             step = run.once(f"answers {start}", lambda part=part: _answer_part(part, config))  # type: ignore[misc]
             rows += step["rows"]
             session.notes += [note for note in step["notes"] if note not in session.notes]
             advance(len(part.items))
             # Each batch is on the disk before the next begins.
-            write_text(run.artifact("answers.jsonl"), _json_lines(rows))
+            write_text(run.artifact("answers.jsonl"), json_lines(rows))
     return _answers_result(config, run, rows, session.notes)
 
 
-def _part(session: Session, start: int, end: int) -> Session:
-    rows = slice(start, end)
-    return Session(
-        session.config,
-        session.base,
-        session.items[rows],
-        session.texts[rows],
-        session.prompts[rows],
-        opened=session.opened,
-    )
+def remarks(session: Session) -> None:
+    """Note what a user should know first; how long it will take is said at once."""
+    waiting = time_remarks(session)
+    for line in waiting:
+        sys.stderr.write(f"{line}\n")
+    session.notes += waiting + language_remarks(session)
 
 
-def _add_examples(session: Session, config: TranslateConfig, template: str) -> None:
+def _add_examples(session: Session, config: TranslateConfig) -> None:
     if not config.shots and config.in_context == "plain":
         return
     shown: list[tuple[str, str]] = []
@@ -104,24 +103,29 @@ def _add_examples(session: Session, config: TranslateConfig, template: str) -> N
         if len(memory) < config.shots:
             raise UserError(f"has {len(memory)} examples for {config.shots} shots.", where=str(config.memory))
         pairs = [Item(str(i), source, target) for i, (source, target) in enumerate(memory[: config.shots])]
-        prompts = render_prompts(template, pairs, config.source_language, config.target_language)
+        prompts = render_prompts(session.template, pairs, config.source_language, config.target_language)
         shown = [(prompt, pair.reference) for prompt, pair in zip(prompts, pairs, strict=True)]
     texts = in_context(session.texts, shown, config.in_context)
-    session.prompts = [session.base.encode_prompt(text) for text in texts]
+    set_prompts(session, [session.base.encode_prompt(text) for text in texts])
 
 
 def _answer_part(session: Session, config: TranslateConfig) -> dict[str, Any]:
     settings = Decoding(config.max_new_tokens, stop=tuple(config.stop))
-    tokenizer = session.base.tokenizer
+    model, tokenizer = session.base.model, session.base.tokenizer
 
     def answer(prompts: Sequence[Sequence[int]], priors: Sequence[Prior]) -> list[Generation]:
         tokens = [prior.tokens for prior in priors]
-        return generate_with_priors(
-            session.base.model, tokenizer, prompts, tokens, settings, batch_size=config.batch_size
+        return continue_all(
+            model, tokenizer, prompts, tokens, settings, num_beams=config.beams, batch_size=config.batch_size
         )
 
     if config.candidates > 1:
-        priors, answers = _best_candidates(session, config, answer)
+        options = candidate_priors(session, config.prior, config.k, config.candidates)
+        back = (config.reconstruction, _back_prompt(session), session.sources) if config.reconstruction else None
+        chosen = choose_answers(
+            model, tokenizer, session.prompts, options, answer, back=back, batch_size=config.batch_size
+        )
+        priors, answers = [one.noted for one in chosen], [one.answer for one in chosen]
     else:
         priors = build_priors(session, config.prior, config.k)
         answers = answer(session.prompts, priors)
@@ -142,25 +146,16 @@ def _answer_part(session: Session, config: TranslateConfig) -> dict[str, Any]:
     return {"rows": rows, "notes": session.notes}
 
 
-def _best_candidates(session: Session, config: TranslateConfig, answer: Any) -> tuple[list[Prior], list[Generation]]:
-    """Try several priors for each text and keep the answer that the base model finds most probable per token."""
-    options = candidate_priors(session, config.k, config.candidates)
-    flat = [(row, prior) for row, priors in enumerate(options) for prior in priors]
-    answers: list[Generation] = answer([session.prompts[row] for row, _ in flat], [prior for _, prior in flat])
-    scored = [i for i, one in enumerate(answers) if one.all_tokens]
-    values = score_continuations(
-        session.base.model,
-        [session.prompts[flat[i][0]] for i in scored],
-        [answers[i].all_tokens for i in scored],
-        batch_size=config.batch_size,
-    )
-    means = {i: sum(own) / len(own) for i, own in zip(scored, values, strict=True)}
-    best: dict[int, int] = {}
-    for i, (row, _) in enumerate(flat):
-        if row not in best or means.get(i, float("-inf")) > means.get(best[row], float("-inf")):
-            best[row] = i
-    chosen = [best[row] for row in range(len(options))]
-    return [flat[i][1] for i in chosen], [answers[i] for i in chosen]
+def _back_prompt(session: Session) -> BackPrompt:
+    """Return the prompt that asks for an answer's source: the same template with the languages changed over."""
+    config = session.config
+
+    def prompt(row: int, answer: str) -> list[int]:
+        given = [Item(session.items[row].id, answer or "-")]
+        (text,) = render_prompts(session.template, given, config.target_language, config.source_language)
+        return session.base.encode_prompt(text)
+
+    return prompt
 
 
 def _server_answers(config: TranslateConfig, run: Run, template: str) -> list[dict[str, Any]]:
@@ -214,14 +209,15 @@ def _stored_priors(config: TranslateConfig) -> dict[str, str]:
     return {item.id: item.source for item in read_items(config.priors, "prior", "", config.encoding)}
 
 
-def _json_lines(rows: Sequence[dict[str, Any]]) -> str:
+def json_lines(rows: Sequence[dict[str, Any]]) -> str:
+    """Write rows as JSON lines."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _answers_result(config: TranslateConfig, run: Run, rows: list[dict[str, Any]], notes: list[str]) -> Result:
-    write_text(run.artifact("answers.jsonl"), _json_lines(rows))
+    write_text(run.artifact("answers.jsonl"), json_lines(rows))
     if config.output is not None:
-        write_text(config.output, _json_lines(rows))
+        write_text(config.output, json_lines(rows))
     outputs = [str(row["output"]) for row in rows]
     missing = sum(not row["prior"] and not row.get("prior_tokens") for row in rows)
     used = Counter(str(row["prior_source"]) for row in rows if row["prior"])
@@ -245,7 +241,7 @@ def _answers_result(config: TranslateConfig, run: Run, rows: list[dict[str, Any]
                 rows=[[r["id"], r["source"][:200], r["prior"], r["output"][:200]] for r in rows[:SHOWN_ROWS]],
                 title=f"The first {min(SHOWN_ROWS, len(rows))} answers",
             ),
-            "sources": _counts_table(used, Counter(r["note"] for r in rows if r["note"])),
+            "sources": counts_table(used, Counter(r["note"] for r in rows if r["note"])),
         },
         artifacts={
             "answers": Artifact(path="artifacts/answers.jsonl", media_type="application/jsonl", description=verdict)
@@ -257,136 +253,11 @@ def _answers_result(config: TranslateConfig, run: Run, rows: list[dict[str, Any]
     )
 
 
-def _counts_table(used: Counter[str], notes: Counter[str]) -> Table:
+def counts_table(used: Counter[str], notes: Counter[str]) -> Table:
+    """Return which sources gave priors, and the commonest remarks on them."""
     rows: list[list[str | int | float | bool | None]] = [["used", name, number] for name, number in used.most_common()]
     rows += [["note", name, number] for name, number in notes.most_common(SHOWN_ROWS)]
     return Table(columns=["what", "prior source or note", "texts"], rows=rows, title="Where the priors come from")
-
-
-# ---- prior
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One prior source at one k on the development set."""
-
-    source: str
-    k: int
-    chrf: float
-    num_without: int
-
-
-def run_prior(config: PriorConfig, run: Run) -> Result:
-    """Build priors and write them as JSON lines, or search the best source and k by chrF on references.
-
-    Args:
-        config: models, texts, sources; `search` needs references.
-        run: the run.
-
-    Returns:
-        The priors, or the table of the search with the best source and k.
-
-    Raises:
-        UserError: anything that `open_session` and the sources refuse.
-    """
-    pin_threads()
-    session = open_session(config, task_template(config.template, config.task))
-    if config.search:
-        return _search(config, run, session)
-    priors = build_priors(session, config.prior, config.k)
-    rows = [
-        {
-            "id": item.id,
-            "prior": decode_tokens(session.base.tokenizer, prior.tokens),
-            "tokens": list(prior.tokens),
-            "source": prior.source,
-            "note": prior.note,
-        }
-        for item, prior in zip(session.items, priors, strict=True)
-    ]
-    write_text(run.artifact("priors.jsonl"), _json_lines(rows))
-    missing = sum(not prior.tokens for prior in priors)
-    verdict = f"{len(priors) - missing} of {len(priors)} texts have a prior."
-    artifact = Artifact(path="artifacts/priors.jsonl", media_type="application/jsonl", description=verdict)
-    return run.result(
-        scalars={
-            "num_texts": Scalar(value=len(priors)),
-            "num_without_prior": Scalar(value=missing),
-            "mean_prior_tokens": Scalar(value=sum(len(p.tokens) for p in priors) / len(priors), unit="tokens"),
-        },
-        tables={
-            "priors": Table(
-                columns=["id", "source", "prior", "tokens", "from", "note"],
-                rows=[
-                    [item.id, item.source[:200], row["prior"], len(row["tokens"]), row["source"], row["note"]]
-                    for item, row in zip(session.items[:SHOWN_ROWS], rows, strict=False)
-                ],
-                title="The first priors",
-            ),
-            "sources": _counts_table(
-                Counter(p.source for p in priors if p.tokens), Counter(p.note for p in priors if p.note)
-            ),
-        },
-        artifacts={"priors": artifact},
-        verdicts=[verdict, *session.notes],
-    )
-
-
-def _search(config: PriorConfig, run: Run, session: Session) -> Result:
-    references = [item.reference for item in session.items]
-    if not all(references):
-        raise UserError(
-            "a search needs a reference for every text.", where="--input", hint="Give JSON lines with both."
-        )
-
-    def trial(source: str, k: int) -> dict[str, Any]:
-        priors = build_priors(session, [source], k)
-        settings = Decoding(config.max_new_tokens, stop=("\n",))
-        tokens = [prior.tokens for prior in priors]
-        found = generate_with_priors(
-            session.base.model, session.base.tokenizer, session.prompts, tokens, settings, batch_size=config.batch_size
-        )
-        score = chrf([one.text.strip() for one in found], references)
-        return asdict(Trial(source, k, score, sum(not one for one in tokens)))
-
-    plan = [("none", 0)] + [(source, k) for source in config.prior if source != "none" for k in range(1, config.k + 1)]
-    trials: list[Trial] = []
-    with run.progress("prefix: search", len(plan)) as advance:
-        for source, k in plan:
-            trials.append(Trial(**run.once(f"trial {source} {k}", lambda source=source, k=k: trial(source, k))))  # type: ignore[misc]
-            advance(1)
-    best = max(trials, key=lambda one: one.chrf)
-    curves = {
-        source: Series(
-            x=[float(one.k) for one in trials if one.source in (source, "none")],
-            y=[one.chrf for one in trials if one.source in (source, "none")],
-            x_label="prior tokens k",
-            y_label="chrF on the development set",
-            group="search",
-        )
-        for source in dict.fromkeys(one.source for one in trials if one.source != "none")
-    }
-    return run.result(
-        scalars={
-            "best_source": Scalar(value=best.source),
-            "best_k": Scalar(value=best.k),
-            "best_chrf": Scalar(value=best.chrf),
-            "base_chrf": Scalar(value=trials[0].chrf),
-        },
-        tables={
-            "search": Table(
-                columns=["source", "k", "chrF", "texts without prior"],
-                rows=[list(asdict(one).values()) for one in sorted(trials, key=lambda one: -one.chrf)],
-                title=f"Prior sources on {len(references)} development texts",
-            )
-        },
-        series=curves,
-        verdicts=[
-            f"The best prior is {best.source} with k = {best.k}: chrF {best.chrf:.1f}, {trials[0].chrf:.1f} without.",
-            *session.notes,
-        ],
-        limitations=["The best of several tries on a small set is too good: measure it on other texts."],
-    )
 
 
 # ---- dictionary
