@@ -30,7 +30,7 @@ from polyloom.methods.docre.recommend import (
 )
 from polyloom.methods.docre.schema import NAMES
 from polyloom.methods.docre.study import (
-    _artifact,
+    artifact_of,
     documents_of,
     interval,
     limits,
@@ -108,7 +108,7 @@ def run_recommend(config: RecommendConfig, run: Run) -> Result:
     return run.result(
         scalars=scalars,
         tables=tables,
-        artifacts={"recommendations": _artifact(run, path, "the model's recommendations, with their scores")},
+        artifacts={"recommendations": artifact_of(run, path, "the model's recommendations, with their scores")},
         verdicts=verdicts,
         limitations=[
             *limits(config.data, config.train_data),

@@ -11,7 +11,7 @@ from typing import Any
 from polyloom.core.errors import UserError
 from polyloom.core.result import Result, Scalar, Series, Table
 from polyloom.methods.docre.config import EvaluateConfig
-from polyloom.methods.docre.data import Document, evidence_by_rule, gold_facts, map_types, read_documents
+from polyloom.methods.docre.data import Document, evidence_by_rule, gold_facts, map_schema, read_documents
 from polyloom.methods.docre.loglinear import (
     LogLinear,
     Training,
@@ -86,7 +86,8 @@ def run_folds(config: EvaluateConfig, run: Run) -> Result:
 def source_documents(path: Path, documents: Sequence[Document]) -> list[Document]:
     """Read documents of another language with types and relations of this one's schema."""
     relations = set(relations_of(documents))
-    return map_types(read_documents(path)[0], DOCRED_TYPES, lambda relation: relation in relations)
+    keep = {relation: relation for relation in relations}
+    return map_schema(read_documents(path)[0], DOCRED_TYPES, keep.get)
 
 
 def _transfer(source: Sequence[Document], documents: Sequence[Document], seed: int) -> dict[str, list[Any]]:
