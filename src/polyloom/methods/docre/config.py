@@ -95,6 +95,9 @@ class ProjectConfig(_DataConfig):
         description="identity, dictionary, seq2seq:DIR, or a chat model (folder or http://host/v1#name).",
     )
     dictionary: str | None = Field(None, description="TAB-separated source and target words for `dictionary`.")
+    aligner: str | None = Field(
+        None, description="Folder of a multilingual encoder that looks for mentions whose marks were lost."
+    )
     drop_rate: float = Field(0.0, ge=0, le=1, description="Noise: share of marks that the translator loses.")
     swallow_rate: float = Field(0.0, ge=0, le=1, description="Noise: share of marks that swallow a following particle.")
     min_entities: float = Field(0.8, ge=0, le=1, description="Drop a document that keeps a smaller share of entities.")

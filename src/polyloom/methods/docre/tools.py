@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from polyloom.core.errors import UserError, closest
-from polyloom.core.files import read_text, write_json, write_text
+from polyloom.core.files import write_json, write_text
 from polyloom.core.result import Artifact, Result, Scalar, Series, Table
 from polyloom.generation import ask, complete_all, connect
 from polyloom.methods.docre import loglinear
-from polyloom.methods.docre.config import ConvertConfig, ExplainConfig, ExtractConfig, ProjectConfig
+from polyloom.methods.docre.config import ConvertConfig, ExplainConfig, ExtractConfig
 from polyloom.methods.docre.data import WORLD, Document, document_json, gold_facts, load_documents
 from polyloom.methods.docre.exchange import read_format, write_format
 from polyloom.methods.docre.explain import (
@@ -25,162 +25,14 @@ from polyloom.methods.docre.explain import (
     sentence_effects,
 )
 from polyloom.methods.docre.extract import SchemaWriter, is_valid, prompt, read_reply, requests_of, similar
-from polyloom.methods.docre.projection import (
-    MAX_MISSING,
-    Translator,
-    exact_mentions,
-    glosser,
-    identity,
-    noisy,
-    project,
-)
 from polyloom.methods.docre.schema import NAMES, relations_of
 from polyloom.methods.docre.study import documents_of, limits, prediction_json, score_scalars
-from polyloom.metrics.alignment import alignment_error_rate, read_links
 from polyloom.metrics.relations import Prediction, score_relations
 from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run
 
 TINY_MODEL, TINY_VOCABULARY, TINY_POSITIONS = "llama-2x64", 2000, 1024
 NUM_TRAIN = 40
-INSTRUCTION = (
-    'Translate the sentence into {language}. Keep every tag <e id="..."> and </e> around the words that it marks. '
-    "Answer with the translation alone.\n{text}"
-)
-
-
-def run_project(config: ProjectConfig, run: Run) -> Result:
-    """Translate documents with marked mentions and write the projected ones, or score word alignments.
-
-    Raises:
-        UserError: an unknown translator, or one that loses too many marks.
-    """
-    if config.alignments:
-        return _score_alignments(config, run)
-    documents = documents_of(config)
-    translate = translator(config, documents)
-    if config.drop_rate or config.swallow_rate:
-        translate = noisy(
-            translate,
-            drop_rate=config.drop_rate,
-            swallow_rate=config.swallow_rate,
-            seed=config.seed,
-            language=config.target,
-        )
-    language = config.language if config.translator == "identity" else config.target
-    found = project(
-        documents,
-        translate,
-        config.target if config.swallow_rate else language,
-        min_entities=config.min_entities,
-        max_missing=1.0 if config.drop_rate else MAX_MISSING,
-    )
-    path = run.artifact("projected.json")
-    write_json(path, [document_json(document) for document in found.documents])
-    total, exact = sum(found.statuses.values()), exact_mentions(documents, found.documents)
-    kept = sum(len(document.triples or ()) for document in found.documents)
-    values: dict[str, float] = {
-        "num_documents": len(found.documents),
-        "num_dropped_documents": sum(found.dropped.values()),
-        "num_mentions": total,
-        "num_exact_mentions": exact,
-        "exact_share": exact / max(1, total),
-        "num_triples": kept,
-        "num_dropped_triples": found.num_dropped_triples,
-        "num_dropped_entities": found.num_dropped_entities,
-    }
-    values |= {f"share_{s}": found.statuses[s] / max(1, total) for s in ("ok", "repaired", "matched", "missing")}
-    rows: list[list[Any]] = [[status, count] for status, count in found.statuses.most_common()]
-    lost: list[list[Any]] = [list(row) for row in found.missing[:40]]
-    return run.result(
-        scalars={name: Scalar(value=value) for name, value in values.items()},
-        tables={
-            "statuses": Table(columns=["status", "mentions"], rows=rows, title="What became of the marks"),
-            "missing": Table(columns=["document", "mention", "translation"], rows=lost, title="Missing mentions"),
-        },
-        artifacts={
-            "projected": Artifact(
-                path="artifacts/projected.json", media_type="application/json", description="projected documents"
-            )
-        },
-        verdicts=[
-            f"{found.statuses['missing']} of {total} mentions were lost; {len(found.documents)} of {len(documents)} "
-            f"documents and {kept} triples were kept."
-        ],
-        limitations=[
-            *limits(config.data),
-            "Particles are stripped by a list; no morphological analyser is used.",
-            "The fall-back matches names; no word aligner is run.",
-        ],
-    )
-
-
-def _score_alignments(config: ProjectConfig, run: Run) -> Result:
-    assert config.alignments is not None
-    if config.gold_alignments is None:
-        raise UserError("there is nothing to score against.", where="--gold-alignments", hint="Name the gold file.")
-    pairs = [read_text(Path(p)).splitlines() for p in (config.alignments, config.gold_alignments)]
-    if len(pairs[0]) != len(pairs[1]):
-        raise UserError(f"has {len(pairs[0])} lines, the gold {len(pairs[1])}.", where=config.alignments)
-    rows = []
-    for number, (line, gold) in enumerate(zip(*pairs, strict=True), 1):
-        try:
-            rows.append((read_links(line)[1], *read_links(gold, first=1)))
-        except ValueError as error:
-            raise UserError("holds a piece that is no link.", where=f"{config.alignments}:{number}") from error
-    rate = alignment_error_rate(rows)
-    return run.result(
-        scalars={"alignment_error_rate": Scalar(value=rate), "num_sentences": Scalar(value=len(rows))},
-        verdicts=[f"Alignment error rate {rate:.4f} over {len(rows)} sentences."],
-    )
-
-
-def translator(config: ProjectConfig, documents: Sequence[Document]) -> Translator:
-    """Return the translator that a configuration names.
-
-    Raises:
-        UserError: a dictionary that cannot be read or is not there.
-    """
-    name = config.translator
-    if name == "identity":
-        return identity
-    if name == "dictionary":
-        joiner = "" if config.target in ("ja", "zh", "th") else " "
-        return glosser(_dictionary(config, documents), joiner)
-    if name.startswith("seq2seq:"):
-        from polyloom.generation.local import LocalChat
-        from polyloom.models.load import load_model, load_tokenizer
-
-        model = load_model(name.removeprefix("seq2seq:"), kind="seq2seq")
-        chat: Any = LocalChat(model, load_tokenizer(name.removeprefix("seq2seq:"), model), name=name)
-        return lambda texts: [reply.text for reply in complete_all(chat, [ask(text) for text in texts])]
-    wanted = connect(name, seed=config.seed)
-
-    def translate(texts: Sequence[str]) -> list[str]:
-        asked = [ask(INSTRUCTION.format(language=config.target, text=text)) for text in texts]
-        return [reply.text.strip() for reply in complete_all(wanted, asked)]
-
-    return translate
-
-
-def _dictionary(config: ProjectConfig, documents: Sequence[Document]) -> dict[str, str]:
-    if config.dictionary:
-        rows = [line.split("\t") for line in read_text(Path(config.dictionary)).splitlines() if line]
-        if bad := next((i for i, row in enumerate(rows, 1) if len(row) != 2), None):
-            raise UserError("has not two fields (source, target).", where=f"{config.dictionary}:{bad}")
-        return dict(rows)
-    if config.data != WORLD:
-        raise UserError("the dictionary translator needs words.", where="--dictionary", hint="Name a TAB file.")
-    other = load_documents(
-        WORLD, language=config.target, num_documents=config.num_documents, seed=config.seed, split="test"
-    )[0]
-    return {
-        " ".join(a.sentences[m.sentence][m.start : m.end]): n.name
-        for a, b in zip(documents, other, strict=True)
-        if len(a.entities) == len(b.entities)
-        for one, two in zip(a.entities, b.entities, strict=True)
-        for m, n in zip(one, two, strict=False)
-    }
 
 
 def run_extract(config: ExtractConfig, run: Run) -> Result:
