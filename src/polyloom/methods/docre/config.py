@@ -128,7 +128,11 @@ class ExtractConfig(_DataConfig):
         "list", description="Ask for all triples at once, per relation type, or per candidate pair of the classifier."
     )
     train_data: str = Field("world", description="Labelled documents to choose demonstrations from.")
-    num_demonstrations: int = Field(1, ge=0, description="Solved examples in the prompt, most similar ones first.")
+    num_demonstrations: int = Field(1, ge=0, description="Solved examples in the prompt.")
+    demonstrations: Literal["similar", "random", "cover"] = Field(
+        "similar", description="The most similar documents, any, or those that together show most relations."
+    )
+    verify: bool = Field(False, description="Ask about each triple once more, and keep those that the model affirms.")
     max_triples: int = Field(16, ge=1, description="Most triples that constrained decoding writes a document.")
     constrained: bool = Field(True, description="Local models: decode under the grammar of the schema.")
 

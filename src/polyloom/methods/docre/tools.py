@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from polyloom.core.errors import UserError, closest
 from polyloom.core.files import write_json, write_text
 from polyloom.core.result import Artifact, Result, Scalar, Series, Table
+from polyloom.core.seeding import python_random
 from polyloom.generation import ask, complete_all, connect
 from polyloom.methods.docre import loglinear
 from polyloom.methods.docre.config import ConvertConfig, ExplainConfig, ExtractConfig
-from polyloom.methods.docre.data import WORLD, Document, document_json, gold_facts, load_documents
+from polyloom.methods.docre.data import WORLD, Document, Triple, document_json, gold_facts, load_documents
 from polyloom.methods.docre.exchange import read_format, write_format
 from polyloom.methods.docre.explain import (
     FALSE_NEGATIVES,
@@ -24,7 +26,17 @@ from polyloom.methods.docre.explain import (
     evidence_page,
     sentence_effects,
 )
-from polyloom.methods.docre.extract import SchemaWriter, is_valid, prompt, read_reply, requests_of, similar
+from polyloom.methods.docre.extract import (
+    Pair,
+    SchemaWriter,
+    covering,
+    is_valid,
+    prompt,
+    read_reply,
+    requests_of,
+    similar,
+    verification,
+)
 from polyloom.methods.docre.schema import NAMES, relations_of
 from polyloom.methods.docre.study import documents_of, limits, prediction_json, score_scalars
 from polyloom.metrics.relations import Prediction, score_relations
@@ -52,41 +64,77 @@ def run_extract(config: ExtractConfig, run: Run) -> Result:
     signatures = sorted(loglinear.type_signatures(train))
     classifier = loglinear.train_model(train) if config.mode == "pairs" else None
 
-    def pairs(document: Document) -> list[tuple[int, int]]:
+    def pairs(document: Document) -> list[Pair]:
         assert classifier is not None
         found = loglinear.predict(classifier, [document], margin=classifier.margin - 2)
         return sorted({(one.head, one.tail) for one in found})
 
     asked = []
     for number, document in enumerate(documents):
-        shown = similar(train, document, config.num_demonstrations)
+        shown = _shown(config, train, document)
         for part, wanted in requests_of(document, config.mode, relations, partial(pairs, document)):
             kept = [one for one in signatures if one[1] in part]
             text = prompt(document, part, shown, language=config.language, signatures=kept, pairs=wanted)
-            asked.append((number, text, part))
-    replies = answer(config, run, documents, asked)
-    return _extracted(config, run, documents, asked, replies)
+            asked.append(Asked(number, text, part, wanted))
+    oracle = _oracle(config, run, [one.text for one in asked])
+    return _extracted(config, run, documents, asked, oracle)
 
 
-def answer(
-    config: ExtractConfig, run: Run, documents: Sequence[Document], asked: Sequence[tuple[int, str, Sequence[str]]]
-) -> list[str]:
-    """Return the replies: of a server as they come, of a local model under the grammar."""
+class Asked(NamedTuple):
+    """A question: about which document, in which words, which relations and pairs."""
+
+    number: int
+    text: str
+    relations: Sequence[str]
+    pairs: Sequence[Pair]
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What answers: `write` questions with replies, `affirm` prompts with yes or no."""
+
+    write: Callable[[Sequence[Document], Sequence[Asked]], list[str]]
+    affirm: Callable[[Sequence[str]], list[bool]]
+
+
+def _shown(config: ExtractConfig, train: Sequence[Document], document: Document) -> list[Document]:
+    others = [one for one in train if one.title != document.title]
+    if config.demonstrations == "random":
+        count = min(config.num_demonstrations, len(others))
+        return python_random(config.seed, "demonstrations", document.title).sample(others, count)
+    if config.demonstrations == "cover":
+        return covering(others, config.num_demonstrations)
+    return similar(train, document, config.num_demonstrations)
+
+
+def _oracle(config: ExtractConfig, run: Run, texts: Sequence[str]) -> Oracle:
+    """Return a server or an unconstrained model, whose replies are taken as they come, or a model under the grammar."""
     if config.model.startswith(("http://", "https://")) or not (config.constrained or config.model == "tiny"):
         model = connect(config.model, seed=config.seed)
-        budget = 24 * config.max_triples
-        with run.progress("ask", len(asked)) as advance:
-            requests = [ask(text, max_tokens=budget) for _, text, _ in asked]
-            return [reply.text for reply in complete_all(model, requests, progress=advance)]
-    writer = _writer(config, [text for _, text, _ in asked])
-    replies = []
-    with run.progress("write", len(asked)) as advance:
-        for number, text, relations in asked:
-            # A model of random weights would mostly say nothing, which would show nothing.
-            least = 1 if config.model == "tiny" else 0
-            replies.append(writer.write(text, documents[number], relations, config.max_triples, least))
-            advance(1)
-    return replies
+
+        def complete(label: str, prompts: Sequence[str], budget: int) -> list[str]:
+            with run.progress(label, len(prompts)) as advance:
+                requests = [ask(text, max_tokens=budget) for text in prompts]
+                return [reply.text for reply in complete_all(model, requests, progress=advance)]
+
+        return Oracle(
+            lambda _, asked: complete("ask", [one.text for one in asked], 24 * config.max_triples),
+            lambda prompts: [text.strip().lower().startswith("yes") for text in complete("verify", prompts, 4)],
+        )
+    writer = _writer(config, texts)
+
+    def write(documents: Sequence[Document], asked: Sequence[Asked]) -> list[str]:
+        replies = []
+        with run.progress("write", len(asked)) as advance:
+            for one in asked:
+                # A model of random weights would mostly say nothing, which would show nothing.
+                least = 1 if config.model == "tiny" else 0
+                document = documents[one.number]
+                replies.append(writer.write(one.text, document, one.relations, config.max_triples, least, one.pairs))
+                advance(1)
+        return replies
+
+    return Oracle(write, lambda prompts: [writer.choose(text, ["yes", "no"]) == "yes" for text in prompts])
 
 
 def _writer(config: ExtractConfig, texts: Sequence[str]) -> SchemaWriter:
@@ -106,29 +154,36 @@ def _extracted(
     config: ExtractConfig,
     run: Run,
     documents: Sequence[Document],
-    asked: Sequence[tuple[int, str, Sequence[str]]],
-    replies: Sequence[str],
+    asked: Sequence[Asked],
+    oracle: Oracle,
 ) -> Result:
     faults: Counter[str] = Counter()
     found: dict[tuple[str, int, str, int], Prediction] = {}
     num_valid = 0
-    for (number, _, relations), text in zip(asked, replies, strict=True):
-        document = documents[number]
-        triples, wrong = read_reply(text, document, relations)
+    replies = oracle.write(documents, asked)
+    for one, text in zip(asked, replies, strict=True):
+        document = documents[one.number]
+        triples, wrong = read_reply(text, document, one.relations, one.pairs)
         faults += wrong
-        num_valid += is_valid(text, document, relations)
+        num_valid += is_valid(text, document, one.relations, one.pairs)
         for t in triples:
             found.setdefault(document.fact(t), Prediction(document.title, t.head, t.relation, t.tail, t.evidence, 1.0))
     predictions = list(found.values())
+    num_written = len(predictions)
+    if config.verify:
+        by_title = {document.title: document for document in documents}
+        prompts = [verification(by_title[p.title], Triple(p.head, p.relation, p.tail)) for p in predictions]
+        predictions = [p for p, holds in zip(predictions, oracle.affirm(prompts), strict=True) if holds]
     write_json(run.artifact("predictions.json"), [prediction_json(one) for one in predictions])
     write_json(
-        run.artifact("replies.json"), [{"prompt": a[1], "reply": r} for a, r in zip(asked, replies, strict=True)]
+        run.artifact("replies.json"), [{"prompt": a.text, "reply": r} for a, r in zip(asked, replies, strict=True)]
     )
     valid = num_valid / max(1, len(replies))
     scalars = {
         "schema_valid_share": Scalar(value=valid),
         "num_requests": Scalar(value=len(replies)),
         "num_triples": Scalar(value=len(predictions)),
+        "num_not_affirmed": Scalar(value=num_written - len(predictions)),
         "num_faults": Scalar(value=sum(faults.values())),
     }
     labelled = [document for document in documents if document.triples is not None]
