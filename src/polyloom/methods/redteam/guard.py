@@ -9,7 +9,6 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from polyloom.core.errors import PolyloomError, UserError
-from polyloom.core.files import write_text
 from polyloom.core.result import Result, Scalar, Series, Table
 from polyloom.generation.chat import ask, complete_all
 from polyloom.generation.endpoints import connect
@@ -57,12 +56,12 @@ from polyloom.methods.redteam.workbench import (
     measure_baseline,
     open_target,
     refusal_test,
+    stop_with_result,
     trained,
 )
 from polyloom.metrics.agreement import auroc, true_positive_rate_at
 from polyloom.metrics.statistics import Interval
 from polyloom.models.load import load_model, load_tokenizer
-from polyloom.runs.execute import write_report
 from polyloom.runs.folder import Run
 
 TRAINING = "refusal training"
@@ -325,12 +324,10 @@ def run_gate(config: GateConfig, run: Run) -> Result:
     )
     if all(ok for ok, _ in checks):
         return result
-    write_text(run.path / "result.json", result.model_dump_json(indent=1) + "\n")
-    write_report(run.path, result)
     failed = " ".join(line for ok, line in checks if not ok)
-    raise PolyloomError(
-        f"the gate is closed. {failed}", where=run.id, hint="The result and report are in the run folder."
-    )
+    hint = "The result and report are in the run folder."
+    stop_with_result(result, run, PolyloomError(f"the gate is closed. {failed}", where=run.id, hint=hint))
+    return result
 
 
 def _check(name: str, found: Interval, bound: float, strict: bool) -> tuple[bool, str]:
