@@ -14,11 +14,13 @@ from polyloom.methods.docre import method
 from polyloom.methods.docre.annotation_store import AnnotationStore
 from polyloom.methods.docre.annotations import ADJUDICATED, Event
 from polyloom.methods.docre.config import TrainConfig
-from polyloom.methods.docre.data import Document, Triple, load_documents, write_documents
+from polyloom.methods.docre.data import Document, Triple, gold_facts, load_documents, write_documents
 from polyloom.methods.docre.inputs import make_inputs
+from polyloom.methods.docre.loglinear import LogLinear, Training, predict, train_model
 from polyloom.methods.docre.prediction import add_scores
 from polyloom.methods.docre.training import Teachers, build_model, loss_of, with_relations
 from polyloom.methods.docre.transformer import all_scores, forward, load_transformer
+from polyloom.metrics.relations import score_relations
 from polyloom.runs.folder import Run
 
 SMALL = ("train", "--kind", "dreeam", "--num-documents", 5, "--batch-size", 2, "--num-epochs", 2)
@@ -127,6 +129,24 @@ def test_accepted_annotations_train_an_old_model_on(cli: Callable[..., Any], tmp
     assert scalars(cli("docre", "train", *given, "--run", "new", "--json"))["num_documents"] == 6
     answer = cli("docre", "train", "--store", tmp_path / "log.sqlite", "--project", "p", "--annotator", "nobody")
     assert (answer.exit_code, "no annotations" in answer.stderr) == (2, True)
+
+
+def test_a_new_relation_costs_old_ones_less_than_a_point() -> None:
+    old, new = (load_documents("world", num_documents=n, seed=s)[0] for n, s in ((120, 1), (20, 51)))
+    test = load_documents("world", num_documents=60, seed=1, split="test")[0]
+    hidden = [replace(d, triples=tuple(t for t in d.triples or () if t.relation != "P361")) for d in old]
+    base = train_model(hidden)
+    wider = train_model([*new, *hidden[::10]], start=base, training=Training(keep_start=True))
+    gold = gold_facts(test)
+
+    def f1(model: LogLinear, relation_is_new: bool) -> float:
+        return score_relations(
+            gold, predict(model, test), keep=lambda fact: (fact[2] == "P361") == relation_is_new
+        ).relation.f1
+
+    assert f1(base, True) == 0
+    assert f1(wider, True) > 0.6
+    assert f1(base, False) - f1(wider, False) < 0.01
 
 
 def test_margins_and_sums_are_chosen_on_development_data(

@@ -91,7 +91,7 @@ def _train_loglinear(
     config: TrainConfig, run: Run, documents: Sequence[Document], held_out: Sequence[Document], folder: Path
 ) -> dict[str, float]:
     start = loglinear.load_model(Path(config.start)) if config.start else None
-    training = loglinear.Training(num_epochs=config.num_epochs, seed=config.seed)
+    training = loglinear.Training(num_epochs=config.num_epochs, seed=config.seed, keep_start=True)
     with run.progress("train", (1 if held_out else 2) * config.num_epochs) as advance:
         model = loglinear.train_model(documents, held_out=held_out, training=training, on_epoch=advance, start=start)
     loglinear.save_model(model, folder)

@@ -92,7 +92,14 @@ def source_documents(path: Path, documents: Sequence[Document]) -> list[Document
 
 def _transfer(source: Sequence[Document], documents: Sequence[Document], seed: int) -> dict[str, list[Any]]:
     model = train_model(source, lexical=False, training=Training(seed=seed))
-    return {"transfer": predict(model, documents), "transfer_zero": predict(model, documents, margin=0.0)}
+    return _at_both_margins("transfer", model, documents)
+
+
+def _at_both_margins(name: str, model: LogLinear, documents: Sequence[Document]) -> dict[str, list[Any]]:
+    """Return what is predicted at the model's own margin, and at margin 0."""
+    found = predict(model, documents, margin=min(0.0, model.margin))
+    own, zero = ([one for one in found if one.score > margin] for margin in (model.margin, 0.0))
+    return {name: own, f"{name}_zero": zero}
 
 
 def _fold(
@@ -100,10 +107,7 @@ def _fold(
 ) -> dict[str, list[Any]]:
     training = Training(seed=seed)
     model = train_model(train, training=training)
-    found: dict[str, list[Any]] = {
-        "loglinear": predict(model, test),
-        "loglinear_zero": predict(model, test, margin=0.0),
-    }
+    found = _at_both_margins("loglinear", model, test)
     titles = {document.title: document for document in test}
     found["prior"] = [
         Prediction(title, h, r, t, evidence_by_rule(titles[title], h, t))
