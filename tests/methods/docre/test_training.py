@@ -166,6 +166,12 @@ def test_margins_and_sums_are_chosen_on_development_data(
         cli("docre", "predict", "--model", atlop, "--num-documents", 2, "--fusion", "--dev-data", development, "--json")
     )
     assert "fusion_threshold" in fused
+    given = ("--model", atlop, "--num-documents", 2, "--more-data", "world:en", "--run", "e", "--json")
+    answer = cli("docre", "explain", *given)
+    rows = json.loads(answer.stdout)["tables"]["sources"]["rows"]
+    assert [row[:2] for row in rows] == [["world", 2], ["world:en", 2]]
+    assert sum(map(sum, (row[3:] for row in rows))) == scalars(answer)["num_errors"]
+    assert "attends to it" in (tmp_path / "runs/e/artifacts/attention.html").read_text(encoding="utf-8")
     for words, message in (
         (("--model", linear, "--fusion"), "fuses the evidence"),
         (("--model", linear, *dev, *dev, *dev), "3 files for 1"),

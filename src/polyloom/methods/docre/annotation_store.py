@@ -37,6 +37,8 @@ from polyloom.runs.store import Conflict, Entry, EventStore, Stream
 KIND = "docre"
 PROJECT = "docre"
 QUESTIONS_A_DOCUMENT = 5
+# Every tenth document can be left without recommendations, to see what annotators find on their own.
+BLIND_EVERY = 10
 Proposal = tuple[Triple, float, Source]
 
 

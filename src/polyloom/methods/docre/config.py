@@ -117,6 +117,7 @@ class RecommendConfig(_DataConfig):
     store: str | None = Field(
         None, description="Annotation store for the recommendations: a file or a postgresql:// address."
     )
+    blind: bool = Field(True, description="With --store: leave every tenth document without recommendations.")
 
 
 class ExtractConfig(_DataConfig):
@@ -151,7 +152,7 @@ class ExplainConfig(_DataConfig):
     """`polyloom docre explain`: what a model gets wrong, by class, and where its evidence lies."""
 
     num_documents: int = Field(20, ge=1, description="How many of the embedded world's documents.")
-    model: str | None = Field(None, description="Model folder. [default: a log-linear model of the embedded world]")
+    model: str | None = Field(None, description="Model folder of any kind. [default: a log-linear one of the world]")
     title: str | None = Field(None, description="The document to draw. [default: the first]")
 
 

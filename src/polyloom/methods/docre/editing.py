@@ -10,7 +10,7 @@ from polyloom.core.errors import UserError
 from polyloom.core.files import read_text, write_json
 from polyloom.core.result import Result, Scalar, Table
 from polyloom.methods.docre import loglinear
-from polyloom.methods.docre.annotation_store import AnnotationStore
+from polyloom.methods.docre.annotation_store import BLIND_EVERY, AnnotationStore
 from polyloom.methods.docre.config import (
     RecommendConfig,
 )
@@ -92,7 +92,7 @@ def run_recommend(config: RecommendConfig, run: Run) -> Result:
     if config.store:
         store = AnnotationStore(config.store, run.id)
         store.create(f"{config.data} ({run.id})", documents, {"run": run.id, "language": config.language})
-        fill_store(store, documents, systems["model"])
+        fill_store(store, documents, systems["model"], blind=config.blind)
     scalars = {
         "num_recommended": Scalar(value=len(systems["model"])),
         "knowledge_base_coverage": Scalar(value=coverage(documents, facts)),
@@ -118,9 +118,20 @@ def run_recommend(config: RecommendConfig, run: Run) -> Result:
     )
 
 
-def fill_store(store: AnnotationStore, documents: Sequence[Document], predictions: Sequence[Prediction]) -> None:
-    """Put recommendations into an annotation log."""
-    for document in documents:
+def fill_store(
+    store: AnnotationStore, documents: Sequence[Document], predictions: Sequence[Prediction], *, blind: bool = False
+) -> None:
+    """Put recommendations into an annotation log.
+
+    Args:
+        store: where annotators find them.
+        documents: what is annotated.
+        predictions: what is recommended.
+        blind: leave every tenth document without, to see what is found on one's own.
+    """
+    for number, document in enumerate(documents, 1):
+        if blind and number % BLIND_EVERY == 0:
+            continue
         store.recommend(
             document.title,
             [

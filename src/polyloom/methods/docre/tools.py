@@ -21,6 +21,7 @@ from polyloom.methods.docre.exchange import read_format, write_format
 from polyloom.methods.docre.explain import (
     FALSE_NEGATIVES,
     FALSE_POSITIVES,
+    attention_page,
     classify_errors,
     count_errors,
     evidence_page,
@@ -37,14 +38,17 @@ from polyloom.methods.docre.extract import (
     similar,
     verification,
 )
+from polyloom.methods.docre.prediction import Decision, Model, open_model, predict_any, scores_of
 from polyloom.methods.docre.schema import NAMES, relations_of
-from polyloom.methods.docre.study import documents_of, limits, prediction_json, score_scalars
+from polyloom.methods.docre.study import documents_of, limits, prediction_json, score_scalars, sources_of
+from polyloom.methods.docre.transformer import DocumentModel, token_attention
 from polyloom.metrics.relations import Prediction, score_relations
 from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run
 
 TINY_MODEL, TINY_VOCABULARY, TINY_POSITIONS = "llama-2x64", 2000, 1024
 NUM_TRAIN = 40
+NUM_HEATED = 5
 
 
 def run_extract(config: ExtractConfig, run: Run) -> Result:
@@ -208,30 +212,42 @@ def _extracted(
 
 
 def run_explain(config: ExplainConfig, run: Run) -> Result:
-    """Class the errors of a log-linear model, and draw a page of one document's evidence.
+    """Class a model's errors, by file too; draw pages of one document's evidence and of the attention on its text.
 
     Raises:
         UserError: no such document or model, or no labels.
     """
     pin_threads()
-    documents = [document for document in documents_of(config) if document.triples is not None]
+    sources = sources_of(config)[0]
+    documents = [document for found in sources.values() for document in found if document.triples is not None]
     if not documents:
         raise UserError("has no gold triples to compare with.", where=config.data, hint="Give labelled documents.")
     if config.model:
-        model = loglinear.load_model(Path(config.model))
+        model = open_model(Path(config.model))
     else:
         train = load_documents(WORLD, language=config.language, num_documents=NUM_TRAIN, seed=config.seed)[0]
         model = loglinear.train_model(train)
     predictions: dict[str, list[Prediction]] = {document.title: [] for document in documents}
-    for one in loglinear.predict(model, documents):
+    for one in predict_any(model, documents, Decision()):
         predictions[one.title].append(one)
-    signatures = set(model.signatures)
+    signatures = set(model.signatures) if isinstance(model, loglinear.LogLinear) else set()
     counts = count_errors(documents, predictions, signatures)
     chosen = _chosen(documents, config.title)
     path = run.artifact("evidence.html")
     shown = sorted(predictions[chosen.title], key=lambda one: -one.score)[:25]
     effects = sentence_effects(chosen, shown, lambda d: _scores(model, d), loglinear.MIN_SCORE)
     write_text(path, evidence_page(chosen, shown, effects))
+    pages = {
+        "evidence": Artifact(
+            path="artifacts/evidence.html", media_type="text/html", description=f"evidence in {chosen.title}"
+        )
+    }
+    if isinstance(model, DocumentModel):
+        heat = [(p, *token_attention(model, chosen, p.head, p.tail)) for p in shown[:NUM_HEATED]]
+        write_text(run.artifact("attention.html"), attention_page(chosen, heat))
+        pages["attention"] = Artifact(
+            path="artifacts/attention.html", media_type="text/html", description=f"attention on {chosen.title}"
+        )
     hits = sum(max(effects[p.head, p.relation, p.tail]) == effects[p.head, p.relation, p.tail][s]
                for p in shown for s in p.evidence[:1])  # fmt: skip
     examples: list[list[Any]] = [
@@ -247,7 +263,8 @@ def run_explain(config: ExplainConfig, run: Run) -> Result:
         tables={
             "errors": Table(
                 columns=["class", "document", "head", "relation", "tail"], rows=examples[:60], title="Errors"
-            )
+            ),
+            "sources": _errors_by_source(sources, predictions, signatures),
         },
         series={
             "errors": Series(
@@ -259,19 +276,30 @@ def run_explain(config: ExplainConfig, run: Run) -> Result:
                 group="Errors by class",
             )
         },
-        artifacts={
-            "evidence": Artifact(
-                path="artifacts/evidence.html", media_type="text/html", description=f"evidence in {chosen.title}"
-            )
-        },
+        artifacts=pages,
         verdicts=[f"{sum(counts.values())} errors in {len(documents)} documents; most are: {worst} ({counts[worst]})."],
-        limitations=[*limits(config.data), "Evidence is shown by leaving out one sentence at a time."],
+        limitations=[*limits(*sources), "Evidence is shown by leaving out one sentence at a time."],
     )
 
 
-def _scores(model: loglinear.LogLinear, document: Document) -> Mapping[tuple[int, str, int], float]:
-    found = loglinear.predict(model, [document], margin=loglinear.MIN_SCORE)
-    return {(one.head, one.relation, one.tail): one.score for one in found}
+def _errors_by_source(
+    sources: Mapping[str, Sequence[Document]],
+    predictions: Mapping[str, Sequence[Prediction]],
+    signatures: set[tuple[str, str, str]],
+) -> Table:
+    """Count errors by class for each file: for each language or domain."""
+    kinds = [*FALSE_POSITIVES, *FALSE_NEGATIVES]
+    rows: list[list[Any]] = []
+    for name, found in sources.items():
+        labelled = [document for document in found if document.triples is not None]
+        counts = count_errors(labelled, predictions, signatures)
+        num_gold = sum(len(document.triples or ()) for document in labelled)
+        rows.append([name, len(labelled), num_gold, *(counts[kind] for kind in kinds)])
+    return Table(columns=["source", "documents", "gold", *kinds], rows=rows, title="Errors by source")
+
+
+def _scores(model: Model, document: Document) -> Mapping[tuple[int, str, int], float]:
+    return scores_of(model, [document])[0]
 
 
 def _chosen(documents: Sequence[Document], title: str | None) -> Document:

@@ -371,3 +371,21 @@ def all_scores(model: DocumentModel, documents: Sequence[Document]) -> list[dict
             }
         )
     return result
+
+
+@torch.inference_mode()
+def token_attention(model: DocumentModel, document: Document, head: int, tail: int) -> tuple[list[str], list[float]]:
+    """Return the document's pieces, and the attention q_st of a pair on each.
+
+    Args:
+        model: trained.
+        document: any.
+        head: an entity.
+        tail: another.
+    """
+    model.encoder.eval()  # type: ignore[no-untyped-call]
+    one = make_inputs(document, model.tokenizer)
+    q = forward(model, [one])[0].attention
+    row = one.shared[one.pairs.tolist().index([head, tail])]
+    pieces = [str(model.tokenizer.decode([token])) for token in one.tokens]
+    return pieces, q[row][1:-1].tolist()
