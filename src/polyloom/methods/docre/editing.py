@@ -105,6 +105,8 @@ def run_recommend(config: RecommendConfig, run: Run) -> Result:
         more, tables, verdict = edit_tables(found, labelled, config.seed)
         scalars |= more
         verdicts = [verdict]
+    if scalars["knowledge_base_coverage"].value == 0:
+        verdicts.append("The knowledge base names none of the documents' entities: coverage 0 %.")
     return run.result(
         scalars=scalars,
         tables=tables,
