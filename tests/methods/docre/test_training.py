@@ -99,6 +99,7 @@ def test_teachers_add_nothing_where_the_student_agrees(documents: list[Document]
     other.encoder.eval()
     assert loss_of(model, batch, teachers=Teachers(attention=other, attention_weight=1.0)).item() > alone.item()
     assert loss_of(model, batch, teachers=Teachers(other, 1.0)).item() > alone.item()
+    assert loss_of(model, batch, kind="focal").item() != alone.item()
 
 
 def test_going_on_from_a_model_and_under_a_teacher(cli: Callable[..., Any], tmp_path: Path) -> None:

@@ -51,6 +51,9 @@ class TrainConfig(_DataConfig):
     num_epochs: int = Field(5, ge=1, description="Passes over the documents.")
     learning_rate: float = Field(5e-5, gt=0, description="Of the encoder; the head's is twice that, at least 1e-4.")
     batch_size: int = Field(4, ge=1, description="Documents in a step of atlop and dreeam.")
+    loss: Literal["adaptive", "focal"] = Field(
+        "adaptive", description="atlop, dreeam: ATLOP's adaptive threshold, or KD-DocRE's adaptive focal loss."
+    )
     evidence_weight: float = Field(0.1, ge=0, description="dreeam: weight of the evidence loss.")
     evidence_mean: Literal["annotated", "reference"] = Field(
         "annotated", description="dreeam: average over pairs with evidence, or (reference) over all positive ones."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from polyloom.methods.docre.inputs import Inputs, evidence_matrix, label_matrix,
 from polyloom.methods.docre.method import (
     EvidenceMean,
     PairHead,
+    adaptive_focal_loss,
     adaptive_threshold_loss,
     attention_distillation,
     evidence_loss,
@@ -79,6 +80,7 @@ def loss_of(
     evidence_weight: float = 0.0,
     evidence_mean: EvidenceMean = "annotated",
     teachers: Teachers = Teachers(),
+    kind: Literal["adaptive", "focal"] = "adaptive",
 ) -> Tensor:
     """Return the loss of a batch: adaptive threshold over all its pairs, plus guided evidence and teachers.
 
@@ -88,12 +90,14 @@ def loss_of(
         evidence_weight: lambda; 0 is ATLOP.
         evidence_mean: as in `evidence_loss`.
         teachers: whom the model is held to.
+        kind: of the loss of relations.
     """
     outputs = forward(model, batch)
     columns = {relation: 1 + i for i, relation in enumerate(model.relations)}
     labels = [label_matrix(one, columns, len(columns) + 1).to(model.encoder.device) for one in batch]
     logits = torch.cat([one.logits for one in outputs])
-    loss = adaptive_threshold_loss(logits, torch.cat(labels))
+    relation_loss = adaptive_focal_loss if kind == "focal" else adaptive_threshold_loss
+    loss = relation_loss(logits, torch.cat(labels))
     if evidence_weight:
         loss = loss + evidence_weight * _evidence_of(outputs, batch, labels, evidence_mean)
     if teachers.kept is not None:
@@ -275,7 +279,14 @@ def _fit(
     def loss(_: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         chosen = [data[i] for i in batch["documents"].tolist() if i >= 0]
         count = sum(len(one.pairs) for one in chosen)
-        mean = loss_of(model, chosen, evidence_weight=weight, evidence_mean=config.evidence_mean, teachers=teachers)
+        mean = loss_of(
+            model,
+            chosen,
+            evidence_weight=weight,
+            evidence_mean=config.evidence_mean,
+            teachers=teachers,
+            kind=config.loss,
+        )
         return mean * count, count
 
     settings = LoopConfig(
