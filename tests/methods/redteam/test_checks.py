@@ -10,9 +10,13 @@ import torch
 
 from polyloom.generation import FakeServer, ServerChat
 from polyloom.methods.redteam import checks, tokens
+from polyloom.methods.redteam.evaluation import Victim
+from polyloom.methods.redteam.hardening import REFUSAL, batch_of, own_turns, train_refusals
+from polyloom.methods.redteam.judges import KeywordJudge
 from polyloom.methods.redteam.method import Objective
-from polyloom.methods.redteam.sandbox import build_sandbox
+from polyloom.methods.redteam.sandbox import answer_loss, build_sandbox
 from polyloom.methods.redteam.search import Slot
+from polyloom.methods.redteam.workbench import Target
 from polyloom.models.tiny import build_tiny
 
 SANDBOX = build_sandbox(0)
@@ -96,3 +100,20 @@ def test_a_failing_judge_server_loses_nothing_and_is_paid_once(
         assert len(server.answered) == 30
     lines = (tmp_path / "runs/j/artifacts/verdicts.jsonl").read_text().splitlines()
     assert [next(iter(json.loads(line)["verdicts"].values())) for line in lines] == [bool(i % 2) for i in range(30)]
+
+
+def test_refusal_training_learns_the_models_own_turns() -> None:
+    victim = Victim(build_tiny("llama-2x64", len(TOKENIZER)), TOKENIZER, "own", 4)
+    train, benign = list(SANDBOX.sealed[:2]), list(SANDBOX.free[:4])
+    words, judge = ("sorry",), KeywordJudge(("sorry",))
+    clean = [one.prompt for one in benign]
+    target = Target(victim, train, train, benign, clean, words, words, "en", [judge], (), [], None, 0)
+    sealed, answered = own_turns(target)
+    assert [said for _, said in sealed] == [REFUSAL, REFUSAL]  # a random model refuses nothing on its own
+    assert len(answered) == len([a for a in victim.answer(clean) if a.strip()])
+    batch = batch_of(victim, sealed)
+    kept = batch["labels"][0] >= 0
+    assert TOKENIZER.decode(batch["tokens"][0][kept]).startswith(REFUSAL)
+    hardened = train_refusals(target, ["x y"], steps=40, lr=5e-3)
+    before, after = (answer_loss(one, batch)[0].item() for one in (victim.model, hardened))
+    assert after < 0.3 * before
