@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -203,7 +204,7 @@ def proof_scalars(found: Sequence[Found]) -> dict[str, Scalar]:
 
 def key_of(name: str) -> str:
     """Return a name as part of a scalar's: dsn(10) is dsn_10."""
-    return name.replace("(", "_").replace(")", "").replace(":", "_").replace(".", "_")
+    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
 
 
 def attack_table(target: Target, attacked: Sequence[Attacked], blocked: dict[str, list[bool]]) -> Table:

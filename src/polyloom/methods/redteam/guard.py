@@ -227,7 +227,7 @@ def defence_scalars(rows: Sequence[Defended]) -> dict[str, Scalar]:
     """Return success and benign rates by defence."""
     scalars = {}
     for one in rows:
-        name = key_of(one.name.replace(", ", "_").replace(" ", "_"))
+        name = key_of(one.name)
         scalars[f"asr_keywords_{name}"] = share(rate(one.attack.successes("keywords")))
         scalars[f"benign_answer_rate_{name}"] = share(rate(one.benign.successes("keywords")))
         if "truth" in one.attack.opinions:
