@@ -130,6 +130,24 @@ def test_a_document_is_annotated_by_keyboard_alone(studio: Studio, browser_page:
     assert_accessible(page)
 
 
+def test_random_pairs_are_asked_about_and_counted(studio: Studio, browser_page: Page) -> None:
+    store, address = prepare(studio)
+    page = browser_page
+    enter(page, address)
+    asked = page.locator(".questions li")
+    expect(asked).to_have_count(5)
+    asked.first.get_by_role("button", name="No relation").click()
+    expect(asked).to_have_count(4)
+    asked.first.get_by_role("button", name="Yes: add it").click()
+    page.get_by_role("dialog").get_by_role("button", name="Add").click()
+    expect(asked).to_have_count(3)
+    recall = store.recall("Aya")
+    assert (recall.num_asked, recall.num_yes) == (2, 1)
+    page.goto(address.rpartition("/")[0])
+    expect(page.get_by_text("by 2 questions")).to_be_visible()
+    assert_accessible(page)
+
+
 def test_undo_and_redo_go_all_the_way(studio: Studio, browser_page: Page) -> None:
     store, address = prepare(studio)
     title, page = store.titles()[0], browser_page

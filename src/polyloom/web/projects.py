@@ -13,7 +13,7 @@ from polyloom.core.config import read_yaml
 from polyloom.core.errors import UserError
 from polyloom.core.files import read_json
 from polyloom.data.world import LANGUAGES
-from polyloom.methods.docre.annotation_store import KIND, AnnotationStore, Proposal
+from polyloom.methods.docre.annotation_store import BLIND_EVERY, KIND, AnnotationStore, Proposal
 from polyloom.methods.docre.annotations import ADJUDICATED, Event, LoggedEdits, edits_of_log, resolve
 from polyloom.methods.docre.data import WORLD, Document, Triple, load_documents, name_facts
 from polyloom.methods.docre.desk import candidates, num_reviewed
@@ -22,8 +22,6 @@ from polyloom.reports.text import clean
 from polyloom.runs.store import Collection, EventStore
 
 NUM_KNOWN_DOCUMENTS = 80
-# Every tenth document can be left without recommendations, to see what annotators find on their own.
-BLIND_EVERY = 10
 RECOMMENDATIONS = "artifacts/recommendations.json"
 
 

@@ -14,7 +14,8 @@ from polyloom.methods.docre.annotation_store import AnnotationStore, Proposal, e
 from polyloom.methods.docre.annotations import Event, Key, apply_event, edits_of_log, key, replay, resolve
 from polyloom.methods.docre.data import Document, Mention, Triple, load_documents
 from polyloom.methods.docre.desk import candidates, num_reviewed, segments
-from polyloom.metrics.relations import edit_steps
+from polyloom.methods.docre.pipeline import recall_by_questions
+from polyloom.metrics.relations import Prediction, edit_steps
 from polyloom.runs.store import Conflict
 
 A, B, C = Triple(0, "P", 1, (0,)), Triple(1, "P", 2), Triple(2, "Q", 0)
@@ -199,3 +200,40 @@ def test_recommend_fills_a_store_that_the_studio_opens(cli: Callable[..., Any], 
     store = AnnotationStore(path, "r")
     assert len(store.titles()) == 3
     assert any(store.proposals(title) for title in store.titles())
+
+
+def test_random_pairs_are_asked_about_and_measure_recall(tmp_path: Path) -> None:
+    documents = load_documents("world", num_documents=3)[0]
+    store = AnnotationStore(tmp_path / "log.sqlite")
+    store.create("p", documents, {})
+    document = documents[0]
+    known = (document.triples or ())[0]
+    store.recommend(document.title, [(known, 1.0, "model")])
+    asked = store.questions(document, "ann")
+    assert len(asked) == 5
+    assert asked == store.questions(document, "bob")
+    assert (min(known.head, known.tail), max(known.head, known.tail)) not in asked
+    store.append(Event("ann", document.title, "none", Triple(*_named(asked[0]))))
+    store.append(Event("ann", document.title, "add", Triple(asked[1][0], "P17", asked[1][1]), source="question"))
+    assert store.questions(document, "ann") == asked[2:]
+    assert edits_agree(store, document.title, "ann")
+    count = len(document.entities)
+    recall, pairs = store.recall("ann"), count * (count - 1) // 2 - 1
+    assert (recall.num_asked, recall.num_yes, recall.num_found) == (2, 1, 1)
+    assert recall.missing.value == pytest.approx(pairs / 2)
+    assert recall.recall.value == pytest.approx(1 / (1 + pairs / 2))
+    assert recall.recall.low < recall.recall.value < recall.recall.high
+    store.append(Event("ann", document.title, "undo"))
+    assert store.questions(document, "ann") == asked[1:]
+    assert store.recall("nobody").num_asked == 0
+
+
+def _named(pair: tuple[int, int]) -> tuple[int, str, int]:
+    return pair[0], "Na", pair[1]
+
+
+def test_questions_estimate_the_recall_that_is_known() -> None:
+    documents = load_documents("world", num_documents=40)[0]
+    half = [Prediction(d.title, t.head, t.relation, t.tail) for d in documents for t in (d.triples or ())[::3]]
+    found, truth = recall_by_questions(documents, half, 20)
+    assert found.recall.low <= truth <= found.recall.high

@@ -33,9 +33,11 @@ from polyloom.methods.docre.data import (
 from polyloom.methods.docre.exchange import Format, read_format, utf16, write_format
 from polyloom.methods.docre.extract import is_valid, read_reply
 from polyloom.methods.docre.graph import Graph, load_graph, save_graph
-from polyloom.methods.docre.projection import clean_span, exact_mentions, identity, noisy, parse, project
+from polyloom.methods.docre.marks import clean_span, parse
+from polyloom.methods.docre.projection import exact_mentions, project
 from polyloom.methods.docre.schema import closure, missing_inverses
 from polyloom.methods.docre.study import worked_example
+from polyloom.methods.docre.translators import identity, noisy
 from polyloom.metrics.alignment import alignment_error_rate, read_links
 from polyloom.metrics.relations import Fact, edit_steps, score_relations
 

@@ -9,7 +9,7 @@ import torch
 from polyloom.methods.docre import method
 from polyloom.methods.docre.bench import BenchConfig, dense_bilinear, loop_loss, step_material
 from polyloom.methods.docre.inputs import windows
-from polyloom.methods.docre.transformer import loss_of
+from polyloom.methods.docre.training import loss_of
 
 LOGITS = torch.tensor([[1.0, 2.0, 0.0, -1.0]], dtype=torch.float64)
 

@@ -19,11 +19,11 @@ from polyloom.methods.redteam import data, defences, judges, keywords, tokens
 from polyloom.methods.redteam.config import AttackConfig, TransferConfig
 from polyloom.methods.redteam.data import Behaviour, Response
 from polyloom.methods.redteam.evaluation import Outcome, Victim
-from polyloom.methods.redteam.guard import check_endpoint, run_transfer
 from polyloom.methods.redteam.method import Objective
 from polyloom.methods.redteam.opinions import krippendorff_of
 from polyloom.methods.redteam.sandbox import answer_pattern, build_sandbox, entail, leak_pattern, noise_text
 from polyloom.methods.redteam.search import Search, Settings, Slot, State, run_search
+from polyloom.methods.redteam.transfer import check_endpoint, run_transfer
 from polyloom.methods.redteam.workbench import check_scope, open_target
 from polyloom.models.load import save_model
 from polyloom.models.tiny import build_tiny
@@ -435,7 +435,8 @@ def test_attack_prints_both_halves_and_keeps_no_text(cli: Callable[..., Any], tm
     answer = cli("redteam", "attack", *SMALL, "--run", "one", "--json")
     assert answer.exit_code == 0
     scalars = json.loads(answer.stdout)["scalars"]
-    for name in ("benign_answer_rate", "filtered_benign_answer_rate", "asr_keywords_random", "asr_truth_dsn_10"):
+    shares = ("benign_answer_rate", "filtered_benign_answer_rate", "asr_keywords_random", "asr_truth_dsn_10")
+    for name in (*shares, "asr_keywords_any", "refusal_mass", "refusal_mass_benign", "mcnemar_p_dsn_10_against_gcg"):
         assert 0 <= scalars[name]["value"] <= 1
     lines = (tmp_path / "runs" / "one" / "artifacts" / "attempts.jsonl").read_text().splitlines()
     assert all("response" not in json.loads(line) for line in lines)
@@ -466,6 +467,10 @@ def test_users_model_goes_through_attack_and_defend(cli: Callable[..., Any], tmp
     )
     assert answer.exit_code == 0, answer.stderr
     assert [row[0] for row in json.loads(answer.stdout)["tables"]["defences"]["rows"]] == ["none", "windows", "system"]
+    answer = cli("redteam", "defend", *given, "--defences", "training", "--harden-steps", 2, "--json")
+    assert answer.exit_code == 0, answer.stderr
+    names = [row[0] for row in json.loads(answer.stdout)["tables"]["defences"]["rows"]]
+    assert names == ["none", "refusal training, old suffix", "refusal training, fresh suffix"]
 
 
 def test_judge_and_agree_read_the_users_files(cli: Callable[..., Any], tmp_path: Path) -> None:

@@ -110,10 +110,10 @@ CARD = RoomCard(
     ),
     verbs=(
         _verb("check", "Read a DocRED-style file: totals, defects, repairs.", "CheckConfig", "study"),
-        _verb("train", "Train a model: log-linear in seconds, or ATLOP, DREEAM.", "TrainConfig", "study"),
-        _verb("predict", "Write predicted triples with evidence.", "PredictConfig", "study"),
+        _verb("train", "Train a model: log-linear in seconds, or ATLOP, DREEAM.", "TrainConfig", "modelling"),
+        _verb("predict", "Write predicted triples with evidence.", "PredictConfig", "modelling"),
         _verb("evaluate", "Score as the official script, or cross-validate.", "EvaluateConfig", "study"),
-        _verb("project", "Translate with marked mentions and project labels.", "ProjectConfig", "tools"),
+        _verb("project", "Translate with marked mentions and project labels.", "ProjectConfig", "projecting"),
         _verb("recommend", "Pre-fill triples and count the edits they leave.", "RecommendConfig", "editing"),
         _verb("extract", "Let a language model extract, under a JSON schema.", "ExtractConfig", "tools"),
         _verb("graph", "Build, update, query and export the graph.", "GraphConfig", "graphs"),

@@ -16,14 +16,19 @@ from polyloom.methods.docre.annotations import (
     ADJUDICATED,
     Event,
     Key,
+    Recall,
     Source,
+    answers,
     apply_event,
     commutes,
     disputed,
     edits_of_log,
+    estimate_recall,
     key,
+    questions,
     replay,
     resolve,
+    unreviewed_pairs,
 )
 from polyloom.methods.docre.data import Defects, Document, Triple, document_json, parse_document
 from polyloom.metrics.relations import edit_steps
@@ -31,6 +36,9 @@ from polyloom.runs.store import Conflict, Entry, EventStore, Stream
 
 KIND = "docre"
 PROJECT = "docre"
+QUESTIONS_A_DOCUMENT = 5
+# Every tenth document can be left without recommendations, to see what annotators find on their own.
+BLIND_EVERY = 10
 Proposal = tuple[Triple, float, Source]
 
 
@@ -185,6 +193,28 @@ class AnnotationStore:
         """Return the documents that a user has events in, with the triples as left."""
         done = {event.document for event in self.events(user=user)}
         return [replace(d, triples=tuple(self.state(d.title, user))) for d in documents if d.title in done]
+
+    def questions(self, document: Document, user: str, count: int = QUESTIONS_A_DOCUMENT) -> list[tuple[int, int]]:
+        """Return the pairs that an annotator is still to be asked about."""
+        events = self.events(document.title, user)
+        return questions(document.title, len(document.entities), self.recommended(document.title), events, count)
+
+    def recall(self, user: str) -> Recall:
+        """Estimate, from an annotator's answers in all documents, how much of what holds was found."""
+        proposals, events = self.whole_log()
+        num_yes = num_asked = num_unreviewed = num_found = 0
+        for document in self.documents():
+            own = events.get((document.title, user), [])
+            said = answers(own)
+            if not said:
+                continue
+            start = [triple for triple, _, _ in proposals.get(document.title, [])]
+            num_unreviewed += len(unreviewed_pairs(len(document.entities), start, own))
+            num_asked += len(said)
+            num_yes += sum(yes for _, yes in said)
+            by_question = {pair for pair, yes in said if yes}
+            num_found += len({frozenset((h, t)) for h, _, t in replay(start, own)} - by_question)
+        return estimate_recall(num_yes, num_asked, num_unreviewed, num_found)
 
     def write_log(self, path: Path) -> None:
         """Write all events as JSON lines."""

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, Literal, get_args
 
 from polyloom.core.errors import UserError, closest
+from polyloom.core.seeding import python_random
 from polyloom.methods.docre.data import Triple
+from polyloom.metrics.statistics import Interval, wilson_interval
 
-Operation = Literal["add", "remove", "retag", "flip", "evidence", "accept", "done", "undo", "redo"]
-Source = Literal["model", "kb", "human"]
+Operation = Literal["add", "remove", "retag", "flip", "evidence", "accept", "none", "done", "undo", "redo"]
+Source = Literal["model", "kb", "human", "question"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 # These are about the document, or about the events before them, and name no triple.
 WITHOUT_TRIPLE = ("done", "undo", "redo")
 ADJUDICATED = "adjudicated"
+NO_RELATION = "Na"
 Key = tuple[int, str, int]
 
 
@@ -26,10 +30,11 @@ class Event:
         user: the annotator.
         document: title.
         operation: `add`, `remove`, `retag` (to `new_relation`), `flip` (head and tail), `evidence` (new sentences),
-            `accept` (seen and kept), `done` (with the document), `undo` (the last event that holds) or `redo`.
+            `accept` (seen and kept), `none` (no relation holds between the two: an answer to a question), `done`
+            (with the document), `undo` (the last event that holds) or `redo`.
         triple: what it was done to; None for `done`, `undo` and `redo`.
         new_relation: of `retag`.
-        source: who proposed the triple.
+        source: who proposed the triple; `question`: it answers one with yes.
         milliseconds: how long it took.
         time: Unix seconds; 0 takes the clock's when it is stored.
         by: who settled it, where the user is the adjudicated whole.
@@ -127,7 +132,7 @@ def apply_event(state: dict[Key, Triple], event: Event) -> None:
         UserError: the event does not fit the state.
     """
     triple = event.triple
-    if triple is None:
+    if triple is None or event.operation == "none":
         return
     present = key(triple) in state
     if present == (event.operation == "add"):
@@ -223,3 +228,94 @@ def estimate_total(first: Iterable[Key], second: Iterable[Key]) -> float:
     """
     a, b = set(first), set(second)
     return (len(a) + 1) * (len(b) + 1) / (len(a & b) + 1) - 1
+
+
+def unreviewed_pairs(
+    num_entities: int, recommended: Iterable[Triple], events: Iterable[Event]
+) -> list[tuple[int, int]]:
+    """Return the pairs of entities, smaller first, that no recommendation and no annotator's own addition is about.
+
+    Args:
+        num_entities: of the document.
+        recommended: what the annotator started from.
+        events: of the annotator in the document, in order.
+    """
+    known = {frozenset((t.head, t.tail)) for t in recommended}
+    known |= {_pair(event) for event in resolve(events)[0] if event.operation != "none" and event.source != "question"}
+    return [pair for pair in combinations(range(num_entities), 2) if frozenset(pair) not in known]
+
+
+def questions(
+    document: str, num_entities: int, recommended: Sequence[Triple], events: Sequence[Event], count: int
+) -> list[tuple[int, int]]:
+    """Return pairs drawn at random from the unreviewed ones, to ask whether any relation holds; answered ones are left
+    out.
+
+    Args:
+        document: title, which the draw depends on: every annotator is asked the same.
+        num_entities: of the document.
+        recommended: what the annotator started from.
+        events: of the annotator in the document, in order.
+        count: questions a document, answered ones counted.
+    """
+    pairs = unreviewed_pairs(num_entities, recommended, events)
+    order = {pair: i for i, pair in enumerate(_shuffled(document, num_entities))}
+    asked = sorted(pairs, key=lambda pair: order[pair])[:count]
+    said = {pair for pair, _ in answers(events)}
+    return [pair for pair in asked if frozenset(pair) not in said]
+
+
+def _shuffled(document: str, num_entities: int) -> list[tuple[int, int]]:
+    pairs = list(combinations(range(num_entities), 2))
+    python_random(0, "questions", document).shuffle(pairs)
+    return pairs
+
+
+def answers(events: Iterable[Event]) -> list[tuple[frozenset[int], bool]]:
+    """Return the questions that an annotator answered: the pair, and whether a relation holds."""
+    found: dict[frozenset[int], bool] = {}
+    for event in resolve(events)[0]:
+        if event.operation == "none":
+            found.setdefault(_pair(event), False)
+        elif event.operation == "add" and event.source == "question":
+            found[_pair(event)] = True
+    return list(found.items())
+
+
+@dataclass(frozen=True)
+class Recall:
+    """How many related pairs may have been missed, by the answers to random questions.
+
+    Attributes:
+        num_asked: answered questions.
+        num_yes: of these, pairs with a relation.
+        num_found: related pairs that were found without being asked.
+        missing: estimate of related pairs among all unreviewed ones, with a 95 % interval.
+        recall: found / (found + missing), with the interval that follows.
+    """
+
+    num_asked: int
+    num_yes: int
+    num_found: int
+    missing: Interval
+    recall: Interval
+
+
+def estimate_recall(num_yes: int, num_asked: int, num_unreviewed: int, num_found: int) -> Recall:
+    """Estimate what annotators miss from the share of random unreviewed pairs that turn out to be related.
+
+    Args:
+        num_yes: questions answered with a relation.
+        num_asked: questions answered.
+        num_unreviewed: pairs that questions were drawn from.
+        num_found: related pairs found without a question.
+
+    Source: Wilson's interval for a share, times the number of pairs.
+    """
+    if num_asked == 0:
+        nothing = Interval(float("nan"), 0.0, float(num_unreviewed))
+        return Recall(0, 0, num_found, nothing, Interval(float("nan"), 0.0, 1.0))
+    share = wilson_interval(num_yes, num_asked)
+    missing = Interval(*(part * num_unreviewed for part in (share.value, share.low, share.high)))
+    value, high, low = (num_found / max(1e-9, num_found + part) for part in (missing.value, missing.low, missing.high))
+    return Recall(num_asked, num_yes, num_found, missing, Interval(value, low, high))

@@ -19,7 +19,8 @@ from polyloom.methods.docre.data import WORLD, load_documents
 from polyloom.methods.docre.inputs import Inputs, label_matrix, make_inputs
 from polyloom.methods.docre.method import PairHead, adaptive_threshold_loss
 from polyloom.methods.docre.schema import relations_of
-from polyloom.methods.docre.transformer import DocumentModel, eager, encode, loss_of, new_head, special_tokens
+from polyloom.methods.docre.training import loss_of
+from polyloom.methods.docre.transformer import DocumentModel, eager, encode, new_head, special_tokens
 from polyloom.models.device import pin_threads
 from polyloom.models.tokenizers import train_tokenizer
 from polyloom.runs.folder import Run

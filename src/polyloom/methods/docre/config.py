@@ -13,6 +13,10 @@ ModelKind = Literal["loglinear", "atlop", "dreeam"]
 
 class _DataConfig(Config):
     data: str = Field("world", description="DocRED-style JSON file; world: documents of the embedded world.")
+    more_data: list[str] = Field([], description="Further files, or world:LANGUAGE, of any language or domain.")
+    schema_map: str | None = Field(
+        None, description="JSON file {types: {old: new}, relations: {old: new or null}} for data of another schema."
+    )
     language: str = Field("ja", description="Language of the embedded world's documents.")
     num_documents: int = Field(60, ge=1, description="How many of the embedded world's documents.")
     strict: bool = Field(False, description="Refuse files with defects instead of repairing and counting them.")
@@ -28,12 +32,28 @@ class TrainConfig(_DataConfig):
     """`polyloom docre train`: train a model of relations."""
 
     kind: ModelKind = Field("loglinear", description="loglinear (seconds), atlop, or dreeam with evidence guidance.")
-    more_data: list[str] = Field([], description="Further files to train on, of any language.")
-    start: str | None = Field(None, description="A log-linear model to go on from, such as with accepted annotations.")
+    dev_data: str | None = Field(
+        None, description="Labelled documents to choose the margin (loglinear) or best epoch (by Ign F1) on."
+    )
+    start: str | None = Field(None, description="A model of the same kind to go on from; new relations are added.")
+    store: str | None = Field(None, description="Annotation store: train on what was accepted there, not on --data.")
+    project: str = Field("docre", description="With --store: which project.")
+    annotator: str = Field("adjudicated", description="With --store: whose triples.")
+    replay: list[str] = Field(
+        [], description="With --start: labelled files of old, of which a tenth is trained on too."
+    )
+    keep_weight: float = Field(0.1, ge=0, description="With --start: weight of keeping old relations' logits.")
+    teacher: str | None = Field(None, description="dreeam: a model whose attention on tokens is followed.")
+    attention_weight: float = Field(0.1, ge=0, description="dreeam: weight of following the teacher's attention.")
+    raw_text: list[str] = Field([], description="atlop, dreeam: text of the domain for the encoder to read first.")
+    raw_epochs: int = Field(1, ge=1, description="Passes over the raw text.")
     encoder: str = Field("tiny", description="Hugging Face encoder for atlop and dreeam; tiny: made on the spot.")
     num_epochs: int = Field(5, ge=1, description="Passes over the documents.")
     learning_rate: float = Field(5e-5, gt=0, description="Of the encoder; the head's is twice that, at least 1e-4.")
     batch_size: int = Field(4, ge=1, description="Documents in a step of atlop and dreeam.")
+    loss: Literal["adaptive", "focal"] = Field(
+        "adaptive", description="atlop, dreeam: ATLOP's adaptive threshold, or KD-DocRE's adaptive focal loss."
+    )
     evidence_weight: float = Field(0.1, ge=0, description="dreeam: weight of the evidence loss.")
     evidence_mean: Literal["annotated", "reference"] = Field(
         "annotated", description="dreeam: average over pairs with evidence, or (reference) over all positive ones."
@@ -45,8 +65,13 @@ class PredictConfig(_DataConfig):
     """`polyloom docre predict`: write predicted triples."""
 
     model: str = Field(description="Folder that `docre train` wrote.")
+    second: str | None = Field(None, description="Another model folder; the scores of both are added.")
     margin: float | None = Field(None, description="Score that a triple has to exceed. [default: the model's]")
+    dev_data: list[str] = Field(
+        [], description="Labelled files to choose margin and fusion threshold on: one, or one for each of the data."
+    )
     fusion: bool = Field(False, description="dreeam: fuse with evidence-only pseudo-documents (ISF).")
+    fusion_threshold: float = Field(0.0, description="What undecided fused triples have to reach.")
     closure: bool = Field(False, description="Add inverse and symmetric triples.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where atlop and dreeam run.")
 
@@ -55,6 +80,7 @@ class EvaluateConfig(Config):
     """`polyloom docre evaluate`: official scores of predictions, or cross-validation of the log-linear model."""
 
     data: str | None = Field(None, description="Gold file. [default: the scorer's worked example]")
+    more_data: list[str] = Field([], description="Further gold files, of any language; each has its row.")
     predictions: str | None = Field(None, description="Predictions: JSON array of title, h_idx, t_idx, r.")
     train_data: str | None = Field(None, description="Training file whose facts Ign F1 leaves out.")
     smoothing: Literal["official", "atlop"] = Field("official", description="Divisor of Ign precision.")
@@ -72,6 +98,9 @@ class ProjectConfig(_DataConfig):
         description="identity, dictionary, seq2seq:DIR, or a chat model (folder or http://host/v1#name).",
     )
     dictionary: str | None = Field(None, description="TAB-separated source and target words for `dictionary`.")
+    aligner: str | None = Field(
+        None, description="Folder of a multilingual encoder that looks for mentions whose marks were lost."
+    )
     drop_rate: float = Field(0.0, ge=0, le=1, description="Noise: share of marks that the translator loses.")
     swallow_rate: float = Field(0.0, ge=0, le=1, description="Noise: share of marks that swallow a following particle.")
     min_entities: float = Field(0.8, ge=0, le=1, description="Drop a document that keeps a smaller share of entities.")
@@ -91,6 +120,7 @@ class RecommendConfig(_DataConfig):
     store: str | None = Field(
         None, description="Annotation store for the recommendations: a file or a postgresql:// address."
     )
+    blind: bool = Field(True, description="With --store: leave every tenth document without recommendations.")
 
 
 class ExtractConfig(_DataConfig):
@@ -102,7 +132,11 @@ class ExtractConfig(_DataConfig):
         "list", description="Ask for all triples at once, per relation type, or per candidate pair of the classifier."
     )
     train_data: str = Field("world", description="Labelled documents to choose demonstrations from.")
-    num_demonstrations: int = Field(1, ge=0, description="Solved examples in the prompt, most similar ones first.")
+    num_demonstrations: int = Field(1, ge=0, description="Solved examples in the prompt.")
+    demonstrations: Literal["similar", "random", "cover"] = Field(
+        "similar", description="The most similar documents, any, or those that together show most relations."
+    )
+    verify: bool = Field(False, description="Ask about each triple once more, and keep those that the model affirms.")
     max_triples: int = Field(16, ge=1, description="Most triples that constrained decoding writes a document.")
     constrained: bool = Field(True, description="Local models: decode under the grammar of the schema.")
 
@@ -121,7 +155,7 @@ class ExplainConfig(_DataConfig):
     """`polyloom docre explain`: what a model gets wrong, by class, and where its evidence lies."""
 
     num_documents: int = Field(20, ge=1, description="How many of the embedded world's documents.")
-    model: str | None = Field(None, description="Model folder. [default: a log-linear model of the embedded world]")
+    model: str | None = Field(None, description="Model folder of any kind. [default: a log-linear one of the world]")
     title: str | None = Field(None, description="The document to draw. [default: the first]")
 
 

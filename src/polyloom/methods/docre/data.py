@@ -115,6 +115,13 @@ class Defects:
         if len(rows := self.examples.setdefault(kind, [])) < MAX_EXAMPLES:
             rows.append(place)
 
+    def merge(self, other: Defects) -> None:
+        """Count another file's defects too."""
+        self.counts.update(other.counts)
+        for kind, places in other.examples.items():
+            rows = self.examples.setdefault(kind, [])
+            rows += places[: MAX_EXAMPLES - len(rows)]
+
 
 # What a strict reader refuses; the other kinds are remarks on what is legal.
 REMARKS = ("name_differs_by_spaces", "overlapping_mentions", "unlabelled", "under_two_entities", "mixed_types")
@@ -433,13 +440,15 @@ def load_documents(
     return [parse_document(value, i, defects, WORLD, relations) for i, value in enumerate(made)], defects
 
 
-def map_types(documents: Iterable[Document], types: Mapping[str, str], keep: Callable[[str], bool]) -> list[Document]:
-    """Return documents with entity types renamed and only the relations that `keep` accepts.
+def map_schema(
+    documents: Iterable[Document], types: Mapping[str, str], rename: Callable[[str], str | None]
+) -> list[Document]:
+    """Return documents with entity types and relations renamed.
 
     Args:
         documents: of one schema.
         types: old type to new one; others stay.
-        keep: says of a relation whether the other schema has it.
+        rename: from a relation to its name in the other schema; None drops its triples.
     """
     return [
         replace(
@@ -450,7 +459,28 @@ def map_types(documents: Iterable[Document], types: Mapping[str, str], keep: Cal
             ),
             triples=None
             if document.triples is None
-            else tuple(triple for triple in document.triples if keep(triple.relation)),
+            else tuple(
+                replace(triple, relation=name)
+                for triple in document.triples
+                if (name := rename(triple.relation)) is not None
+            ),
         )
         for document in documents
     ]
+
+
+def read_schema_map(path: Path) -> tuple[dict[str, str], dict[str, str | None]]:
+    """Read new names of types and relations.
+
+    Raises:
+        UserError: no object of `types` and `relations`, or a name that is no text.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict) or not value.keys() <= {"types", "relations"}:
+        raise UserError("maps no schema.", where=str(path), hint="Give {types: {old: new}, relations: {old: new}}.")
+    types, relations = value.get("types", {}), value.get("relations", {})
+    if not all(isinstance(name, str) for name in types.values()):
+        raise UserError("has a type whose new name is no text.", where=str(path))
+    if not all(name is None or isinstance(name, str) for name in relations.values()):
+        raise UserError("has a relation whose new name is neither text nor null.", where=str(path))
+    return types, relations

@@ -43,7 +43,7 @@ def candidates(proposals: Iterable[Proposal], events: Iterable[Event]) -> list[C
     """
     rows = [Candidate(triple, "open", source, score) for triple, score, source in proposals]
     for event in resolve(events)[0]:
-        if event.triple is None:
+        if event.triple is None or event.operation == "none":
             continue
         place = _find(rows, key(event.triple), rejected=event.operation == "add")
         if place is None:

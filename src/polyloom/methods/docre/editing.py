@@ -10,7 +10,7 @@ from polyloom.core.errors import UserError
 from polyloom.core.files import read_text, write_json
 from polyloom.core.result import Result, Scalar, Table
 from polyloom.methods.docre import loglinear
-from polyloom.methods.docre.annotation_store import AnnotationStore
+from polyloom.methods.docre.annotation_store import BLIND_EVERY, AnnotationStore
 from polyloom.methods.docre.config import (
     RecommendConfig,
 )
@@ -30,7 +30,7 @@ from polyloom.methods.docre.recommend import (
 )
 from polyloom.methods.docre.schema import NAMES
 from polyloom.methods.docre.study import (
-    _artifact,
+    artifact_of,
     documents_of,
     interval,
     limits,
@@ -92,7 +92,7 @@ def run_recommend(config: RecommendConfig, run: Run) -> Result:
     if config.store:
         store = AnnotationStore(config.store, run.id)
         store.create(f"{config.data} ({run.id})", documents, {"run": run.id, "language": config.language})
-        fill_store(store, documents, systems["model"])
+        fill_store(store, documents, systems["model"], blind=config.blind)
     scalars = {
         "num_recommended": Scalar(value=len(systems["model"])),
         "knowledge_base_coverage": Scalar(value=coverage(documents, facts)),
@@ -105,10 +105,12 @@ def run_recommend(config: RecommendConfig, run: Run) -> Result:
         more, tables, verdict = edit_tables(found, labelled, config.seed)
         scalars |= more
         verdicts = [verdict]
+    if scalars["knowledge_base_coverage"].value == 0:
+        verdicts.append("The knowledge base names none of the documents' entities: coverage 0 %.")
     return run.result(
         scalars=scalars,
         tables=tables,
-        artifacts={"recommendations": _artifact(run, path, "the model's recommendations, with their scores")},
+        artifacts={"recommendations": artifact_of(run, path, "the model's recommendations, with their scores")},
         verdicts=verdicts,
         limitations=[
             *limits(config.data, config.train_data),
@@ -118,9 +120,20 @@ def run_recommend(config: RecommendConfig, run: Run) -> Result:
     )
 
 
-def fill_store(store: AnnotationStore, documents: Sequence[Document], predictions: Sequence[Prediction]) -> None:
-    """Put recommendations into an annotation log."""
-    for document in documents:
+def fill_store(
+    store: AnnotationStore, documents: Sequence[Document], predictions: Sequence[Prediction], *, blind: bool = False
+) -> None:
+    """Put recommendations into an annotation log.
+
+    Args:
+        store: where annotators find them.
+        documents: what is annotated.
+        predictions: what is recommended.
+        blind: leave every tenth document without, to see what is found on one's own.
+    """
+    for number, document in enumerate(documents, 1):
+        if blind and number % BLIND_EVERY == 0:
+            continue
         store.recommend(
             document.title,
             [

@@ -155,3 +155,30 @@ def _sentence(document: Document, sentence: int) -> str:
             pieces.append(f"<mark>{text}<sub>{entity} {escape(mention.type)}</sub></mark>")
             at = mention.end
     return document.joiner.join([*pieces, escape(document.joiner.join(tokens[at:]))])
+
+
+def attention_page(document: Document, rows: Sequence[tuple[Prediction, Sequence[str], Sequence[float]]]) -> str:
+    """Return a page without scripts: for each triple the document's pieces, shaded by the pair's attention q_st.
+
+    Args:
+        document: what was read.
+        rows: triple, pieces of the text, and attention on each.
+    """
+    parts = []
+    for one, pieces, weights in rows:
+        peak = max(weights, default=1.0) or 1.0
+        words = "".join(
+            f"<span style='background:rgba(200,110,20,{weight / peak:.2f})'>{escape(piece)}</span>"
+            for piece, weight in zip(pieces, weights, strict=True)
+        )
+        head, tail = escape(document.canonical(one.head)), escape(document.canonical(one.tail))
+        relation = escape(NAMES.get(one.relation, one.relation))
+        parts.append(f"<h2>{head} | {relation} | {tail} <small>{one.score:.2f}</small></h2><p>{words}</p>")
+    return (
+        "<!doctype html><html><head><meta charset='utf-8'><title>" + escape(document.title) + "</title><style>"
+        "body{font:15px/1.7 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}h2{font-size:1rem}"
+        "</style></head><body>"
+        f"<h1>{escape(document.title)}</h1><p>The darker a piece, the more the pair attends to it.</p>"
+        + "".join(parts)
+        + "</body></html>\n"
+    )

@@ -18,6 +18,8 @@ from polyloom.methods.docre.schema import NAMES
 from polyloom.models.tokenizers import encode
 
 Mode = Literal["list", "relation", "pairs"]
+Pair = tuple[int, int]
+MAX_EVIDENCE = 3
 TASKS = {
     "en": "List the relations between the entities of the document as a JSON array.",
     "ja": "文書中のエンティティ間の関係をJSON配列で列挙してください。",
@@ -34,7 +36,7 @@ def prompt(
     *,
     language: str = "en",
     signatures: Sequence[tuple[str, str, str]] = (),
-    pairs: Sequence[tuple[int, int]] = (),
+    pairs: Sequence[Pair] = (),
 ) -> str:
     """Return the prompt for one document.
 
@@ -73,23 +75,29 @@ def reply_text(triples: Sequence[Triple]) -> str:
     return json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
 
 
-def read_reply(text: str, document: Document, relations: Sequence[str]) -> tuple[list[Triple], Counter[str]]:
+def read_reply(
+    text: str, document: Document, relations: Sequence[str], pairs: Sequence[Pair] = ()
+) -> tuple[list[Triple], Counter[str]]:
     """Read a reply; what does not fit the document or the schema is dropped and counted.
 
     Args:
         text: the model's words: an array, alone or within prose, or broken with whole objects in it.
         document: that was asked about.
         relations: ids of the schema.
+        pairs: the only ones that were asked about; empty for any.
 
     Returns:
         The triples, and counts of `invalid_json`, `not_an_object`, `unknown_entity`, `unknown_relation`,
-        `head_is_tail`, `bad_evidence`, `duplicate`.
+        `head_is_tail`, `pair_not_asked`, `bad_evidence`, `duplicate`.
     """
     faults: Counter[str] = Counter()
     kept: dict[tuple[int, str, int], Triple] = {}
     for row in _rows(text, faults):
         triple = _triple(row, document, relations, faults)
         if triple is None:
+            continue
+        if pairs and (triple.head, triple.tail) not in pairs:
+            faults["pair_not_asked"] += 1
             continue
         key = (triple.head, triple.relation, triple.tail)
         if key in kept:
@@ -141,9 +149,9 @@ def _triple(row: Any, document: Document, relations: Sequence[str], faults: Coun
     return Triple(head, str(relation), tail, tuple(evidence))
 
 
-def is_valid(text: str, document: Document, relations: Sequence[str]) -> bool:
+def is_valid(text: str, document: Document, relations: Sequence[str], pairs: Sequence[Pair] = ()) -> bool:
     """Say whether a reply is whole under the schema: an array of objects with nothing to drop or repair."""
-    _, faults = read_reply(text, document, relations)
+    _, faults = read_reply(text, document, relations, pairs)
     return not faults and text.strip() == text and text.startswith("[")
 
 
@@ -185,8 +193,27 @@ class SchemaWriter:
         """
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
 
+    def _begin(self, text: str, room: int) -> None:
+        self._cache = new_cache(self.model, self.max_tokens)
+        self._num_tokens = 0
+        self._feed(encode(self.tokenizer, text + "\n")[-room:])
+
     @torch.inference_mode()
-    def write(self, text: str, document: Document, relations: Sequence[str], max_triples: int, least: int = 0) -> str:
+    def choose(self, text: str, options: Sequence[str]) -> str:
+        """Return the most probable of some answers to a prompt, whose beginning is cut where it is too long."""
+        self._begin(text, self.max_tokens - 32)
+        return self._choose(options)
+
+    @torch.inference_mode()
+    def write(
+        self,
+        text: str,
+        document: Document,
+        relations: Sequence[str],
+        max_triples: int,
+        least: int = 0,
+        pairs: Sequence[Pair] = (),
+    ) -> str:
         """Return a reply: a JSON array of `least` to `max_triples` objects, no triple twice.
 
         Args:
@@ -195,42 +222,40 @@ class SchemaWriter:
             relations: ids of the schema.
             max_triples: where to stop.
             least: objects before the array may end.
+            pairs: the only (head, tail) that may be written; empty for any.
         """
         if len(document.entities) < 2 or not relations:
             return "[]"
-        room = max(32, self.max_tokens - max_triples * 64)
-        self._cache = new_cache(self.model, self.max_tokens)
-        self._num_tokens = 0
-        self._feed(encode(self.tokenizer, text + "\n")[-room:])
+        self._begin(text, max(32, self.max_tokens - max_triples * 64))
+        asked = set(pairs) or set(document.pairs())
         written: list[str] = []
         used: set[tuple[int, str, int]] = set()
         self._feed_text("[")
         going = least > 0 or self._choose(["{", "]"]) == "{"
         while going and len(written) < max_triples and self._num_tokens + 64 < self.max_tokens:
-            free = self._free(document, relations, used)
+            free = _free(asked, relations, used)
             if not free:
                 break
             head = int(self._choose([f'{{"h":{h},' for h in free])[5:-1])
             relation = self._choose([f'"r":"{r}",' for r in free[head]])[5:-2]
             tail = int(self._choose([f'"t":{t},' for t in free[head][relation]])[4:-1])
-            sentence = self._choose([f'"evidence":[{s}]}}' for s in range(len(document.sentences))])[12:-2]
+            evidence = self._evidence(len(document.sentences))
             used.add((head, relation, tail))
-            written.append(f'{{"h":{head},"r":"{relation}","t":{tail},"evidence":[{sentence}]}}')
+            written.append(f'{{"h":{head},"r":"{relation}","t":{tail},"evidence":[{evidence}]}}')
             going = (len(written) < least) or self._choose([",", "]"]) == ","
         return "[" + ",".join(written) + "]"
 
-    def _free(
-        self, document: Document, relations: Sequence[str], used: set[tuple[int, str, int]]
-    ) -> Mapping[int, Mapping[str, list[int]]]:
-        """Return head to relation to tails that have not been written yet."""
-        count = range(len(document.entities))
-        found: dict[int, dict[str, list[int]]] = {}
-        for head in count:
-            for relation in relations:
-                tails = [t for t in count if t != head and (head, relation, t) not in used]
-                if tails:
-                    found.setdefault(head, {})[relation] = tails
-        return found
+    def _evidence(self, num_sentences: int) -> str:
+        """Write a list of rising sentence numbers and its end; return it without brackets."""
+        self._feed_text('"evidence":[')
+        chosen: list[int] = []
+        while True:
+            comma = "," if chosen else ""
+            free = range(chosen[-1] + 1 if chosen else 0, num_sentences if len(chosen) < MAX_EVIDENCE else 0)
+            said = self._choose([*(f"{comma}{s}" for s in free), "]}"])
+            if said == "]}":
+                return ",".join(map(str, chosen))
+            chosen.append(int(said.removeprefix(",")))
 
     def _feed(self, tokens: Sequence[int]) -> None:
         ids = torch.tensor([list(tokens)], device=self.model.device)
@@ -257,12 +282,44 @@ class SchemaWriter:
             position += 1
 
 
+def _free(
+    pairs: set[Pair], relations: Sequence[str], used: set[tuple[int, str, int]]
+) -> Mapping[int, Mapping[str, list[int]]]:
+    """Return head to relation to tails that have not been written yet."""
+    found: dict[int, dict[str, list[int]]] = {}
+    for head, tail in sorted(pairs):
+        for relation in relations:
+            if (head, relation, tail) not in used:
+                found.setdefault(head, {}).setdefault(relation, []).append(tail)
+    return found
+
+
+def verification(document: Document, triple: Triple) -> str:
+    """Return the prompt that asks whether a triple holds."""
+    head, tail = document.canonical(triple.head), document.canonical(triple.tail)
+    claim = f"{head} | {NAMES.get(triple.relation, triple.relation)} | {tail}"
+    return f"{body(document)}\nDoes the document say this? {claim}\nAnswer yes or no."
+
+
+def covering(documents: Sequence[Document], count: int) -> list[Document]:
+    """Return the `count` documents that together show most relations, chosen one after the other."""
+    chosen: list[Document] = []
+    shown: set[str] = set()
+    left = list(documents)
+    while left and len(chosen) < count:
+        best = max(left, key=lambda one: len({t.relation for t in one.triples or ()} - shown))
+        shown |= {t.relation for t in best.triples or ()}
+        chosen.append(best)
+        left.remove(best)
+    return chosen
+
+
 def requests_of(
     document: Document,
     mode: Mode,
     relations: Sequence[str],
-    candidate_pairs: Callable[[], Sequence[tuple[int, int]]],
-) -> list[tuple[Sequence[str], Sequence[tuple[int, int]]]]:
+    candidate_pairs: Callable[[], Sequence[Pair]],
+) -> list[tuple[Sequence[str], Sequence[Pair]]]:
     """Return what to ask about a document: relations and pairs of each question.
 
     Args:

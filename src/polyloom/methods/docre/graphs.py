@@ -21,8 +21,8 @@ from polyloom.methods.docre.data import (
 from polyloom.methods.docre.graph import Graph, difference, load_graph, save_graph, to_csv, to_cypher, to_turtle
 from polyloom.methods.docre.schema import INVERSE_PAIRS, NAMES, missing_inverses
 from polyloom.methods.docre.study import (
-    _artifact,
     _inside,
+    artifact_of,
     documents_of,
     limits,
     read_predictions,
@@ -101,7 +101,7 @@ def export_graph(graph: Graph, run: Run) -> dict[str, Artifact]:
     for name, text in texts.items():
         write_text(run.artifact(name), text)
     names = ["graph.json", *texts]
-    return {name: _artifact(run, run.artifact(name), "the knowledge graph") for name in names}
+    return {name: artifact_of(run, run.artifact(name), "the knowledge graph") for name in names}
 
 
 def graph_tables(graph: Graph, limit: int = 60) -> dict[str, Table]:

@@ -146,9 +146,23 @@ def _bags(index: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return flat, offsets
 
 
+# Adagrad's first sums of squared gradients: of fresh weights, and of those that are to stay near where they are.
+FRESH, KEPT = 1e-6, 0.1
+
+
 @dataclass(frozen=True)
 class Training:
-    """How the weights are found."""
+    """How the weights are found.
+
+    Attributes:
+        num_epochs: passes over the pairs.
+        learning_rate: Adagrad's.
+        batch_pairs: pairs a step.
+        min_count: a feature that occurs less often is left out.
+        decay: of the weights.
+        seed: of the order.
+        keep_start: a model to go on from is only to be extended: its weights move slowly, its margin stays.
+    """
 
     num_epochs: int = 5
     learning_rate: float = 0.3
@@ -156,6 +170,7 @@ class Training:
     min_count: int = 3
     decay: float = 1e-5
     seed: int = 0
+    keep_start: bool = False
 
 
 def fit(
@@ -191,7 +206,9 @@ def fit(
         columns = [0, *(1 + relations.index(r) for r in start.relations)]
         weights[: len(start.rows), columns] = start.weights[: len(start.rows)]
     index, gold = _rows(data, rows, {r: 1 + i for i, r in enumerate(relations)})
-    squares = torch.full_like(weights, 1e-6)
+    squares = torch.full_like(weights, FRESH)
+    if start and training.keep_start:
+        squares[: len(start.rows), columns] = KEPT
     order = list(range(len(index)))
     for epoch in range(training.num_epochs):
         python_random(training.seed, "log-linear", epoch).shuffle(order)
@@ -216,19 +233,24 @@ def _step(
     weights: Tensor, squares: Tensor, index: list[NDArray[np.int64]], gold: list[list[int]], training: Training
 ) -> None:
     """Make one Adagrad step on the rows that the batch touches."""
-    touched, flat = np.unique(np.concatenate(index), return_inverse=True)
+    every = np.concatenate(index)
+    place = np.zeros(len(weights), dtype=np.int64)
+    place[every] = 1
+    touched = np.flatnonzero(place)
+    place[touched] = np.arange(len(touched))
+    flat = place[every]
     used = torch.from_numpy(touched)
     local = weights[used].requires_grad_()
     offsets = torch.from_numpy(np.cumsum([0, *map(len, index[:-1])]))
     logits = F.embedding_bag(torch.from_numpy(flat), local, offsets, mode="sum")
     labels = torch.zeros_like(logits)
-    for row, columns in enumerate(gold):
-        labels[row, columns] = 1
+    labels[[i for i, columns in enumerate(gold) for _ in columns], [c for columns in gold for c in columns]] = 1
     adaptive_threshold_loss(logits, labels).backward()  # type: ignore[no-untyped-call]
     assert local.grad is not None
     gradient = local.grad + training.decay * local.detach()
-    squares[used] += gradient**2
-    weights[used] -= training.learning_rate * gradient / squares[used].sqrt()
+    total = squares[used].addcmul_(gradient, gradient)
+    squares[used] = total
+    weights[used] = local.detach().addcdiv_(gradient, total.sqrt_(), value=-training.learning_rate)
 
 
 @dataclass(frozen=True)
@@ -334,6 +356,8 @@ def train_model(
     num_gold = sum(len(document.triples or ()) for document in judge)
     model = judged_by if held_out else fitted(labelled)
     model.margin, model.calibration = best_margin(ranked, num_gold), calibrate(ranked)
+    if start and training.keep_start and not held_out:
+        model.margin, model.calibration = start.margin, start.calibration
     model.name_facts = sorted(name_facts(labelled))
     return model
 

@@ -5,7 +5,7 @@ Shapes of one document: L tokens, d hidden, H heads, E entities, P ordered pairs
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -312,12 +312,50 @@ def fuse(
 
     Source: Xie et al. (2022), EIDER; DREEAM, section 3.4.
     """
-    accepted = set()
+    accepted, scores = undecided(original, pseudo)
+    return accepted | {fact for fact, score in scores.items() if score >= threshold}
+
+
+def undecided(
+    original: dict[tuple[int, str, int], float], pseudo: dict[tuple[int, str, int], float]
+) -> tuple[set[tuple[int, str, int]], dict[tuple[int, str, int], float]]:
+    """Return the facts that fusion accepts at any threshold, and the fused score of every other one.
+
+    Args:
+        original: as in `fuse`.
+        pseudo: as in `fuse`.
+    """
+    accepted, scores = set(), {}
     for fact in original.keys() | pseudo.keys():
         a, b = original.get(fact), pseudo.get(fact)
-        if a is not None and b is not None:
-            if (a > 0 and b > 0) or a + b >= threshold:
-                accepted.add(fact)
-        elif (a if a is not None else b or 0.0) - 10 >= threshold:
+        if a is not None and b is not None and a > 0 and b > 0:
             accepted.add(fact)
-    return accepted
+        elif a is not None and b is not None:
+            scores[fact] = a + b
+        else:
+            scores[fact] = (a if a is not None else b or 0.0) - 10
+    return accepted, scores
+
+
+def fusion_threshold(rows: Sequence[tuple[float, bool]], num_accepted: int, num_correct: int, num_gold: int) -> float:
+    """Return tau of highest micro F1 over the accepted facts and the undecided ones at or above it.
+
+    Args:
+        rows: score of each undecided fact of the development documents, and whether it is gold.
+        num_accepted: facts that are accepted at any tau.
+        num_correct: of these, gold ones.
+        num_gold: gold facts.
+
+    Returns:
+        tau halfway to the next score, equal scores staying together; infinity where accepting none is best.
+    """
+    ranked = sorted(rows, key=lambda row: -row[0])
+    best, tau = 2 * num_correct / max(1, num_accepted + num_gold), float("inf")
+    correct = num_correct
+    for count, (score, hit) in enumerate(ranked, 1):
+        correct += hit
+        following = ranked[count][0] if count < len(ranked) else score - 1
+        f1 = 2 * correct / max(1, num_accepted + count + num_gold)
+        if following != score and f1 > best:
+            best, tau = f1, (score + following) / 2
+    return tau

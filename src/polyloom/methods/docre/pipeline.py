@@ -9,8 +9,10 @@ from typing import Any
 
 from polyloom.core.result import Result, Scalar, Series, Table
 from polyloom.methods.docre import loglinear
+from polyloom.methods.docre.annotation_store import QUESTIONS_A_DOCUMENT
+from polyloom.methods.docre.annotations import Recall, estimate_recall, questions, unreviewed_pairs
 from polyloom.methods.docre.config import DocreStudyConfig
-from polyloom.methods.docre.data import WORLD, Document, gold_facts, load_documents
+from polyloom.methods.docre.data import WORLD, Document, Triple, gold_facts, load_documents
 from polyloom.methods.docre.editing import edit_tables
 from polyloom.methods.docre.graph import Graph
 from polyloom.methods.docre.graphs import export_graph, with_triples
@@ -75,6 +77,7 @@ def run_study(config: DocreStudyConfig, run: Run) -> Result:
     gold = count_edits(systems["model"], tests)
     saved = scalars["reduction_against_knowledge_base"]
     agree = _graph_is_stable(graph, tests[:NUM_DRAWN], found["recommended"])
+    asked, recall = recall_by_questions(tests, found["recommended"], QUESTIONS_A_DOCUMENT)
     return run.result(
         scalars=scalars
         | more
@@ -84,6 +87,8 @@ def run_study(config: DocreStudyConfig, run: Run) -> Result:
             "graph_nodes": Scalar(value=len(graph.nodes)),
             "graph_edges": Scalar(value=len(graph.edges)),
             "graph_update_and_retract_exact": Scalar(value=agree),
+            "recall_by_questions": interval(asked.recall),
+            "recall_of_related_pairs": Scalar(value=recall),
         },
         tables=tables | {"systems": rows, "graph": drawn},
         series=_series(systems, tests, more),
@@ -92,6 +97,9 @@ def run_study(config: DocreStudyConfig, run: Run) -> Result:
             verdict,
             *transfer_verdicts,
             f"Of the {gold.steps} steps that remain, {gold.additions} are additions and {gold.removals} removals.",
+            f"{asked.num_asked} questions about random other pairs say that recommendations hold "
+            f"{asked.recall.value:.0%} [{asked.recall.low:.0%}, {asked.recall.high:.0%}] of the related pairs; "
+            f"in truth {recall:.0%}.",
             f"The first {NUM_DRAWN} documents make a graph of {len(graph.nodes)} entities and {len(graph.edges)} "
             "relations, each with its sentences.",
         ],
@@ -179,6 +187,32 @@ def _compare(
 def _ahead(value: float, low: float, high: float) -> str:
     word = "ahead" if low > 0 else "behind" if high < 0 else "not decidedly different"
     return f"{word} by {value:+.3f} F1 [{low:+.3f}, {high:+.3f}]"
+
+
+def recall_by_questions(
+    documents: Sequence[Document], recommended: Sequence[Prediction], count: int
+) -> tuple[Recall, float]:
+    """Play an annotator who settles all recommendations rightly and adds nothing, and ask about random other pairs.
+
+    Args:
+        documents: with gold triples, which give the answers.
+        recommended: what the annotator starts from.
+        count: questions a document.
+
+    Returns:
+        What the answers say of the recall of related pairs, and the true recall.
+    """
+    num_yes = num_asked = num_unreviewed = num_found = num_true = 0
+    for document in documents:
+        related = {frozenset((t.head, t.tail)) for t in document.triples or ()}
+        start = [Triple(p.head, p.relation, p.tail) for p in recommended if p.title == document.title]
+        asked = questions(document.title, len(document.entities), start, [], count)
+        num_unreviewed += len(unreviewed_pairs(len(document.entities), start, []))
+        num_asked += len(asked)
+        num_yes += sum(frozenset(pair) in related for pair in asked)
+        num_found += len(related & {frozenset((t.head, t.tail)) for t in start})
+        num_true += len(related)
+    return estimate_recall(num_yes, num_asked, num_unreviewed, num_found), num_found / max(1, num_true)
 
 
 def _graph(documents: Sequence[Document], predictions: Sequence[Prediction]) -> tuple[Graph, Table]:

@@ -3,78 +3,27 @@
 from __future__ import annotations
 
 import html
-import itertools
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from functools import partial
+from statistics import mean, pstdev
 
 from polyloom.core.errors import UserError
-from polyloom.core.seeding import python_random
 from polyloom.methods.docre.data import Document, Mention, Triple, find_name
+from polyloom.methods.docre.marks import PARTICLES, choose, clean_span, layers, mark, match_key, parse, split_at
 
 Translator = Callable[[Sequence[str]], list[str]]
-Status = Literal["ok", "repaired", "missing", "duplicated", "empty"]
+Place = tuple[int, int, str]
+Aligner = Callable[[Sequence[str], Sequence[str]], set[tuple[int, int]]]
+Identifier = Callable[[Sequence[str]], list[bool]]
 MAX_MISSING = 0.2
-PARTICLES = {
-    "ja": (
-        "から",
-        "まで",
-        "より",
-        "には",
-        "では",
-        "とは",
-        "にも",
-        "でも",
-        "は",
-        "が",
-        "を",
-        "に",
-        "で",
-        "と",
-        "の",
-        "も",
-        "へ",
-        "や",
-    ),
-    "ko": (
-        "에서",
-        "에게",
-        "으로",
-        "까지",
-        "부터",
-        "은",
-        "는",
-        "이",
-        "가",
-        "을",
-        "를",
-        "에",
-        "의",
-        "도",
-        "로",
-        "와",
-        "과",
-    ),
-    "tr": ("'da", "'de", "'ta", "'te", "'dan", "'den", "'nın", "'nin", "'ın", "'in", "'ya", "'ye", "'yı", "'yi"),
-}
-_TRIM = ' \t\n,.;:!?、。，．；：！？·"“”'
-_OPENERS, _CLOSERS = "([{（「『【《〈", ")]}）」』】》〉"
-_TAG = re.compile(r"[<＜]\s*(/?)\s*[eEｅ](?:\s+id\s*=\s*[\"'“”„«»＂]?\s*([0-9]+\.[0-9]+)\s*[\"'“”„«»＂]?)?\s*[>＞]")
-_TITLE_QUOTES = {"『": "』", "「": "」"}
-
-
-@dataclass(frozen=True)
-class Found:
-    """A mention after translation: which, how it fared, and its characters in the target sentence."""
-
-    entity: int
-    mention: int
-    status: Status
-    start: int = 0
-    end: int = 0
+LEAST_FILLED = 0.6
+MAX_DEVIATIONS = 3.0
+# A length ratio within a tenth of the mean is never odd, however alike the others are.
+LEAST_DEVIATION = 0.1
+# How a mention whose mark was lost may be found again.
+FOUND_AGAIN = ("matched", "aligned", "asked again")
 
 
 @dataclass
@@ -83,155 +32,30 @@ class Projection:
 
     Attributes:
         documents: those that were kept.
-        statuses: mentions by status.
-        missing: first places of missing mentions.
+        fates: title, type and status of each mention.
+        missing: document, name and translated sentence of missing mentions.
         dropped: documents by the reason why they were dropped.
         num_dropped_entities: entities that lost all mentions.
         num_dropped_triples: triples of dropped entities.
     """
 
     documents: list[Document] = field(default_factory=list)
-    statuses: Counter[str] = field(default_factory=Counter)
+    fates: list[tuple[str, str, str]] = field(default_factory=list)
     missing: list[tuple[str, str, str]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     num_dropped_entities: int = 0
     num_dropped_triples: int = 0
 
+    @property
+    def statuses(self) -> Counter[str]:
+        """How many mentions have each status."""
+        return Counter(status for _, _, status in self.fates)
 
-def layers(document: Document, sentence: int) -> list[list[tuple[int, int, Mention]]]:
-    """Return the sentence's mentions (entity, mention number, mention) in layers of which no two cross or repeat."""
-    every = [
-        (i, j, m) for i, entity in enumerate(document.entities) for j, m in enumerate(entity) if m.sentence == sentence
-    ]
-    result: list[list[tuple[int, int, Mention]]] = []
-    for one in sorted(every, key=lambda item: (item[2].start, -item[2].end)):
-        for layer in result:
-            if not any(_crosses(one[2], other[2]) for other in layer):
-                layer.append(one)
-                break
-        else:
-            result.append([one])
-    return result or [[]]
-
-
-def _crosses(one: Mention, other: Mention) -> bool:
-    a, b = sorted((one, other), key=lambda m: (m.start, m.end))
-    return a.start < b.start < a.end < b.end
-
-
-def mark(document: Document, sentence: int, layer: Sequence[tuple[int, int, Mention]]) -> str:
-    """Return the sentence's text with `<e id="i.j">` around each mention of the layer, outermost first."""
-    tokens = document.sentences[sentence]
-    opening: dict[int, list[tuple[int, str]]] = {}
-    closing: dict[int, int] = {}
-    for i, j, mention in layer:
-        if mention.end > mention.start:
-            opening.setdefault(mention.start, []).append((-mention.end, f'<e id="{i}.{j}">'))
-            closing[mention.end] = closing.get(mention.end, 0) + 1
-    pieces = []
-    for position, token in enumerate(tokens):
-        pieces.append("</e>" * closing.get(position, 0))
-        if position:
-            pieces.append(document.joiner)
-        pieces += [tag for _, tag in sorted(opening.get(position, ()), key=lambda item: item[0])]
-        pieces.append(html.escape(token, quote=False))
-    return "".join(pieces) + "</e>" * closing.get(len(tokens), 0)
-
-
-def parse(text: str) -> tuple[str, list[tuple[str, int, int, bool]]]:
-    """Read a marked translation tolerantly.
-
-    Full-width angle brackets, spaces inside tags, changed quotes and escaped tags are read; a tag that is never closed
-    ends at the next opening one or at the end of the sentence.
-
-    Returns:
-        The plain text, and (id, start, end, repaired) of each mark in it.
-    """
-    if "<" not in text and "＜" not in text and "&lt;" in text:
-        text = html.unescape(text)
-    plain: list[str] = []
-    length = at = 0
-    stack: list[tuple[str, int]] = []
-    found: list[tuple[str, int, int, bool]] = []
-    num_closers = sum(bool(tag.group(1)) for tag in _TAG.finditer(text))
-    num_openers = sum(bool(tag.group(2)) for tag in _TAG.finditer(text))
-    for tag in _TAG.finditer(text):
-        piece = html.unescape(text[at : tag.start()])
-        plain.append(piece)
-        length += len(piece)
-        at = tag.end()
-        strange = tag.group(0) not in ("</e>", f'<e id="{tag.group(2)}">')
-        if tag.group(1):
-            if stack:
-                name, start = stack.pop()
-                found.append((name, start, length, strange))
-        elif tag.group(2):
-            if stack and num_closers < num_openers:
-                name, start = stack.pop()
-                found.append((name, start, length, True))
-            stack.append((tag.group(2), length))
-    plain.append(html.unescape(text[at:]))
-    whole = "".join(plain)
-    found += [(name, start, len(whole), True) for name, start in stack]
-    return whole, found
-
-
-def clean_span(text: str, start: int, end: int, language: str, source: str = "") -> tuple[int, int]:
-    """Return the span without surrounding punctuation, unbalanced brackets and trailing particles, never empty.
-
-    Args:
-        text: the target sentence.
-        start: first character.
-        end: one past the last.
-        language: whose particles are stripped (ja, ko, tr); others keep theirs.
-        source: the mention before translation; signs that it begins or ends with itself are kept.
-    """
-    while start < end and text[start] in _TRIM + _CLOSERS and text[start] != source[:1]:
-        start += 1
-    while (
-        start < end
-        and text[end - 1] != source[-1:]
-        and (
-            text[end - 1] in _TRIM
-            or text[end - 1] in _OPENERS
-            or (text[end - 1] in _CLOSERS and _unbalanced(text[start:end]))
-        )
-    ):
-        end -= 1
-    if start < end and text[start] in _OPENERS and text[start] != source[:1] and _unbalanced(text[start:end]):
-        start += 1
-    closer = _TITLE_QUOTES.get(text[start : start + 1], "")
-    changed = True
-    while changed:
-        changed = False
-        for particle in PARTICLES.get(language, ()):
-            stem = text[start:end].removesuffix(particle)
-            if stem and closer in stem and len(stem) < end - start and _is_particle(stem, particle, language):
-                end = start + len(stem)
-                changed = True
-                break
-    return start, end
-
-
-def _is_particle(stem: str, particle: str, language: str) -> bool:
-    """Say whether the ending is a particle and no part of the name: in Japanese it follows another script."""
-    if language != "ja":
-        return len(stem) > 1
-    return not "\u3040" <= stem[-1] <= "\u309f" or len(stem) > 3
-
-
-def _unbalanced(text: str) -> bool:
-    return sum(c in _OPENERS for c in text) != sum(c in _CLOSERS for c in text)
-
-
-def match_key(text: str) -> str:
-    """Return text as the fall-back compares it: NFKC, no spaces."""
-    return "".join(unicodedata.normalize("NFKC", text).split())
-
-
-def tokenise(text: str) -> list[str]:
-    """Split text where the kind of character changes; signs, and characters of scripts without spaces, stand alone."""
-    return re.findall(r"[぀-ゟ]|[゠-ヿー]+|[㐀-鿿豈-﫿]|[^\W_]+?(?=[぀-鿿]|\b)|[^\w\s]|_", text)
+    @property
+    def lost_share(self) -> float:
+        """The share of marks that the translator lost, those found again by other means included."""
+        lost = sum(self.statuses[status] for status in ("missing", "empty", *FOUND_AGAIN))
+        return lost / max(1, len(self.fates))
 
 
 def project(
@@ -241,6 +65,9 @@ def project(
     *,
     min_entities: float = 0.8,
     max_missing: float = 1.0,
+    align: Aligner | None = None,
+    ask_again: bool = False,
+    is_target: Identifier | None = None,
 ) -> Projection:
     """Translate documents with their mentions marked; labels and evidence are carried over.
 
@@ -250,142 +77,190 @@ def project(
         language: of the translation.
         min_entities: a document that keeps a smaller share of its entities is dropped.
         max_missing: share of lost marks at which to stop.
+        align: links between the tokens of a sentence and of its translation, for mentions whose marks were lost.
+        ask_again: translate such mentions alone and look for the answers in the sentences.
+        is_target: says of texts whether they are in the language; documents that are not are dropped.
 
     Raises:
         UserError: the translator gave another number of sentences, or lost too many marks.
     """
     result = Projection()
-    sources: list[str] = []
-    where: list[tuple[int, int, int]] = []
-    for number, document in enumerate(documents):
-        for sentence in range(len(document.sentences)):
-            for depth, layer in enumerate(layers(document, sentence)):
-                sources.append(mark(document, sentence, layer))
-                where.append((number, sentence, depth))
-    targets = translate(sources)
-    if len(targets) != len(sources):
-        raise UserError(f"gave {len(targets)} sentences for {len(sources)}.", where="translator")
-    answers = dict(zip(where, targets, strict=True))
-    for number, document in enumerate(documents):
-        _project_one(document, number, answers, language, min_entities, result)
-    total = sum(result.statuses.values())
-    if total and result.statuses["missing"] / total > max_missing:
+    where = [
+        (number, sentence, depth, layer)
+        for number, document in enumerate(documents)
+        for sentence in range(len(document.sentences))
+        for depth, layer in enumerate(layers(document, sentence))
+    ]
+    targets = translate([mark(documents[number], sentence, layer) for number, sentence, _, layer in where])
+    if len(targets) != len(where):
+        raise UserError(f"gave {len(targets)} sentences for {len(where)}.", where="translator")
+    answers = {place[:3]: target for place, target in zip(where, targets, strict=True)}
+    drafts = [_draft(document, number, answers, language) for number, document in enumerate(documents)]
+    _find_again(drafts, translate if ask_again else None, align, language)
+    for draft in drafts:
+        _count(draft, result)
+    if result.lost_share > max_missing:
         told = ", ".join(f"{count} {status}" for status, count in result.statuses.most_common())
         raise UserError(f"lost too many marks: {told}.", where="translator", hint="Try another, or --drop-rate 0.")
+    reasons = _reasons(drafts, min_entities, is_target)
+    for draft, reason in zip(drafts, reasons, strict=True):
+        if reason:
+            result.dropped[reason] += 1
+        else:
+            _finish(draft, result)
     return result
 
 
-def _project_one(
-    document: Document,
-    number: int,
-    answers: dict[tuple[int, int, int], str],
-    language: str,
-    min_entities: float,
-    result: Projection,
-) -> None:
-    kept: dict[int, list[Mention]] = {}
-    sentences: list[tuple[str, ...]] = []
-    lost: list[tuple[int, int, Mention, str]] = []
+@dataclass
+class _Draft:
+    """A document on its way: translated tokens, mentions found so far, and what was lost."""
+
+    document: Document
+    sentences: list[tuple[str, ...]] = field(default_factory=list)
+    kept: dict[int, list[Mention]] = field(default_factory=dict)
+    lost: list[tuple[int, int, Mention, str]] = field(default_factory=list)
+    fates: dict[tuple[int, int], str] = field(default_factory=dict)
+
+    def put(self, entity: int, number: int, mention: Mention, start: int, end: int, status: str) -> None:
+        """Add a mention that was found in the translation."""
+        origin = {"sent_id": mention.sentence, "pos": [mention.start, mention.end], "status": status}
+        tokens = self.sentences[mention.sentence]
+        joiner = "" if any(_is_unspaced(token) for token in tokens[start:end]) else " "
+        name = joiner.join(tokens[start:end])
+        found = Mention(name, mention.sentence, start, end, mention.type, {**mention.extra, "origin": origin})
+        self.kept.setdefault(entity, []).append(found)
+        self.fates[entity, number] = status
+
+    def is_free(self, sentence: int, start: int, end: int) -> bool:
+        """Say whether no mention has these tokens."""
+        spans = [(m.start, m.end) for mentions in self.kept.values() for m in mentions if m.sentence == sentence]
+        return (start, end) not in spans
+
+
+def _is_unspaced(token: str) -> bool:
+    return any("\u3040" <= c <= "\u9fff" or "\u0e00" <= c <= "\u0eff" for c in token)
+
+
+def _draft(document: Document, number: int, answers: dict[tuple[int, int, int], str], language: str) -> _Draft:
+    draft = _Draft(document)
     for sentence in range(len(document.sentences)):
-        parts = [parse(answers[number, sentence, depth]) for depth in range(len(layers(document, sentence)))]
+        every = layers(document, sentence)
+        parts = [parse(answers[number, sentence, depth]) for depth in range(len(every))]
         text = parts[0][0]
         spans = {}
-        for depth, layer in enumerate(layers(document, sentence)):
-            same = parts[depth][0] == text
-            marks = parts[depth][1] if same else []
+        for (whole, marks), layer in zip(parts, every, strict=True):
             for i, j, mention in layer:
-                found = choose(marks, i, j, text, language, mention.name)
-                result.statuses[found.status] += 1
+                found = choose(marks if whole == text else [], i, j, text, language, mention.name)
+                draft.fates[i, j] = found.status
                 if found.end > found.start:
                     spans[i, j] = found
                 else:
-                    lost.append((i, j, mention, text))
+                    draft.lost.append((i, j, mention, text))
         tokens, edges = split_at(text, [(f.start, f.end) for f in spans.values()])
-        sentences.append(tuple(tokens))
+        draft.sentences.append(tuple(tokens))
         for (i, j), found in spans.items():
             source = document.entities[i][j]
             origin = {"sent_id": source.sentence, "pos": [source.start, source.end], "status": found.status}
-            start, end = edges[found.start], edges[found.end]
-            name = text[found.start : found.end]
-            extra = {**source.extra, "origin": origin}
-            kept.setdefault(i, []).append(Mention(name, sentence, start, end, source.type, extra))
-    _fall_back(document, lost, kept, sentences, result)
-    _finish(document, kept, sentences, min_entities, result)
+            name, extra = text[found.start : found.end], {**source.extra, "origin": origin}
+            own = Mention(name, sentence, edges[found.start], edges[found.end], source.type, extra)
+            draft.kept.setdefault(i, []).append(own)
+    return draft
 
 
-def choose(
-    marks: Sequence[tuple[str, int, int, bool]], entity: int, mention: int, text: str, language: str, source: str
-) -> Found:
-    """Return how a mention fared: of several marks the longest is taken."""
-    own = [one for one in marks if one[0] == f"{entity}.{mention}"]
-    if not own:
-        return Found(entity, mention, "missing")
-    _, start, end, repaired = max(own, key=lambda one: one[2] - one[1])
-    low, high = clean_span(text, start, end, language, source)
-    if low >= high:
-        return Found(entity, mention, "empty")
-    status: Status = "duplicated" if len(own) > 1 else "repaired" if repaired or (low, high) != (start, end) else "ok"
-    return Found(entity, mention, status, low, high)
+def _find_again(drafts: Sequence[_Draft], translate: Translator | None, align: Aligner | None, language: str) -> None:
+    """Look for mentions whose marks were lost: by name, by alignment, by translating them alone."""
+    for draft in drafts:
+        _try(draft, _by_name)
+        if align is not None:
+            _try(draft, partial(_by_alignment, align, language))
+    left = [mention.name for draft in drafts for _, _, mention, _ in draft.lost] if translate else []
+    if translate and left:
+        words = dict(zip(left, translate([html.escape(name, quote=False) for name in left]), strict=True))
+        for draft in drafts:
+            _try(draft, partial(_by_answer, words, language))
 
 
-def split_at(text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[str], dict[int, int]]:
-    """Tokenise text so that every span begins and ends at a token.
-
-    Returns:
-        The tokens, and the token number at each span's edge.
-    """
-    cuts = sorted({0, len(text), *(edge for span in spans for edge in span)})
-    tokens: list[str] = []
-    edges = {0: 0}
-    for low, high in itertools.pairwise(cuts):
-        edges[low] = len(tokens)
-        tokens += tokenise(text[low:high]) or ([text[low:high].strip()] if text[low:high].strip() else [])
-    edges[len(text)] = len(tokens)
-    return tokens, edges
-
-
-def _fall_back(
-    document: Document,
-    lost: Sequence[tuple[int, int, Mention, str]],
-    kept: dict[int, list[Mention]],
-    sentences: list[tuple[str, ...]],
-    result: Projection,
-) -> None:
-    """Find a lost mention by what the entity's other mentions became, where the sentence holds that text."""
-    for i, _, mention, text in lost:
-        names = sorted({m.name for m in kept.get(i, ())}, key=len, reverse=True)
-        for name in names:
-            found = find_name(sentences[mention.sentence], match_key(name))
-            taken = {(m.start, m.end) for m in kept[i] if m.sentence == mention.sentence}
-            if found and found not in taken:
-                origin = {"sent_id": mention.sentence, "pos": [mention.start, mention.end], "status": "matched"}
-                kept[i].append(Mention(name, mention.sentence, *found, mention.type, {"origin": origin}))
-                result.statuses["missing"] -= 1
-                result.statuses["matched"] += 1
-                break
+def _try(draft: _Draft, look: Callable[[_Draft, int, Mention], Place | None]) -> None:
+    waiting, draft.lost = draft.lost, []
+    for entity, number, mention, text in waiting:
+        found = look(draft, entity, mention)
+        if found:
+            draft.put(entity, number, mention, *found)
         else:
-            result.missing.append((document.title, mention.name, text))
+            draft.lost.append((entity, number, mention, text))
 
 
-def _finish(
-    document: Document,
-    kept: dict[int, list[Mention]],
-    sentences: Sequence[tuple[str, ...]],
-    min_entities: float,
-    result: Projection,
-) -> None:
+def _by_name(draft: _Draft, entity: int, mention: Mention) -> Place | None:
+    """Look for what the entity's other mentions became."""
+    names = sorted({m.name for m in draft.kept.get(entity, ())}, key=len, reverse=True)
+    return _first(draft, names, mention.sentence, "matched")
+
+
+def _by_answer(words: dict[str, str], language: str, draft: _Draft, _: int, mention: Mention) -> Place | None:
+    """Look for the mention's own translation."""
+    text = parse(words[mention.name])[0].strip()
+    start, end = clean_span(text, 0, len(text), language, mention.name)
+    return _first(draft, [text[start:end]], mention.sentence, "asked again")
+
+
+def _first(draft: _Draft, names: Sequence[str], sentence: int, status: str) -> Place | None:
+    for name in names:
+        found = find_name(draft.sentences[sentence], match_key(name))
+        if found and draft.is_free(sentence, *found):
+            return (*found, status)
+    return None
+
+
+def _by_alignment(align: Aligner, language: str, draft: _Draft, _: int, mention: Mention) -> Place | None:
+    """Take the stretch of tokens that the mention's tokens are linked with, if most of it is linked."""
+    tokens = draft.sentences[mention.sentence]
+    links = align(draft.document.sentences[mention.sentence], tokens)
+    linked = sorted({j for i, j in links if mention.start <= i < mention.end})
+    while len(linked) > 1 and tokens[linked[-1]] in PARTICLES.get(language, ()):
+        linked.pop()
+    if not linked or len(linked) < LEAST_FILLED * (linked[-1] + 1 - linked[0]):
+        return None
+    start, end = linked[0], linked[-1] + 1
+    return (start, end, "aligned") if draft.is_free(mention.sentence, start, end) else None
+
+
+def _count(draft: _Draft, result: Projection) -> None:
+    title = draft.document.title
+    for (i, j), status in sorted(draft.fates.items()):
+        result.fates.append((title, draft.document.entities[i][j].type, status))
+    result.missing += [(title, mention.name, text) for _, _, mention, text in draft.lost]
+
+
+def _reasons(drafts: Sequence[_Draft], min_entities: float, is_target: Identifier | None) -> list[str]:
+    """Say why a document is dropped: too few entities, an odd length, another language; empty for those kept."""
+    texts = ["".join("".join(tokens) for tokens in draft.sentences) for draft in drafts]
+    sources = ["".join("".join(tokens) for tokens in draft.document.sentences) for draft in drafts]
+    ratios = [len(a) / max(1, len(b)) for a, b in zip(texts, sources, strict=True)]
+    middle, spread = (mean(ratios), pstdev(ratios)) if ratios else (0.0, 0.0)
+    right = (
+        is_target([" ".join(" ".join(tokens) for tokens in draft.sentences) for draft in drafts]) if is_target else []
+    )
+    reasons = []
+    for number, (draft, ratio) in enumerate(zip(drafts, ratios, strict=True)):
+        if draft.document.entities and len(draft.kept) < min_entities * len(draft.document.entities):
+            reasons.append("too few entities")
+        elif abs(ratio - middle) > max(MAX_DEVIATIONS * spread, LEAST_DEVIATION * middle):
+            reasons.append("odd length")
+        else:
+            reasons.append("" if not right or right[number] else "another language")
+    return reasons
+
+
+def _finish(draft: _Draft, result: Projection) -> None:
+    document, kept = draft.document, draft.kept
     renumbered = {entity: i for i, entity in enumerate(sorted(kept))}
-    lost_entities = len(document.entities) - len(kept)
     triples = [t for t in document.triples or () if t.head in renumbered and t.tail in renumbered]
-    if document.entities and len(kept) < min_entities * len(document.entities):
-        result.dropped["too few entities"] += 1
-        return
-    result.num_dropped_entities += lost_entities
+    result.num_dropped_entities += len(document.entities) - len(kept)
     result.num_dropped_triples += len(document.triples or ()) - len(triples)
     result.documents.append(
         replace(
             document,
-            sentences=tuple(sentences),
+            sentences=tuple(draft.sentences),
             entities=tuple(tuple(kept[entity]) for entity in sorted(kept)),
             triples=None
             if document.triples is None
@@ -393,82 +268,6 @@ def _finish(
             extra={**document.extra, "origin": {"title": document.title}},
         )
     )
-
-
-def identity(sentences: Sequence[str]) -> list[str]:
-    """Translate into the same language: the test that nothing is lost on the way."""
-    return list(sentences)
-
-
-def glosser(dictionary: dict[str, str], joiner: str = " ") -> Translator:
-    """Return a translator that looks up the longest known phrase at each place and keeps tags and unknown words.
-
-    Args:
-        dictionary: source phrase to target phrase.
-        joiner: what to put between target words: nothing for languages without spaces.
-    """
-    longest = max((len(phrase.split()) for phrase in dictionary), default=1)
-    lowered = {phrase.lower(): target for phrase, target in dictionary.items()}
-
-    def gloss(text: str) -> str:
-        words, out, at = text.split(), [], 0
-        while at < len(words):
-            for size in range(min(longest, len(words) - at), 0, -1):
-                phrase = " ".join(words[at : at + size]).lower()
-                if phrase in lowered or size == 1:
-                    out.append(lowered.get(phrase, words[at]))
-                    at += size
-                    break
-        return joiner.join(out)
-
-    def translate(sentences: Sequence[str]) -> list[str]:
-        result = []
-        for sentence in sentences:
-            pieces, at = [], 0
-            for tag in _TAG.finditer(sentence):
-                pieces += [html.escape(gloss(html.unescape(sentence[at : tag.start()])), quote=False), tag.group(0)]
-                at = tag.end()
-            pieces.append(html.escape(gloss(html.unescape(sentence[at:])), quote=False))
-            result.append(joiner.join(piece for piece in pieces if piece))
-        return result
-
-    return translate
-
-
-def noisy(translate: Translator, *, drop_rate: float, swallow_rate: float, seed: int, language: str) -> Translator:
-    """Return a translator that loses marks and lets others swallow a particle, at known rates.
-
-    Args:
-        translate: the translator to disturb.
-        drop_rate: share of marks that are lost.
-        swallow_rate: share of marks that take in a particle after them.
-        seed: of the noise.
-        language: whose particles are swallowed.
-    """
-    random = python_random(seed, "translator noise")
-    particle = PARTICLES.get(language, ("",))[-1]
-
-    def disturbed(sentences: Sequence[str]) -> list[str]:
-        return [
-            _disturb(sentence, random.random, drop_rate, swallow_rate, particle) for sentence in translate(sentences)
-        ]
-
-    return disturbed
-
-
-def _disturb(sentence: str, draw: Callable[[], float], drop_rate: float, swallow_rate: float, particle: str) -> str:
-    pieces: list[str] = []
-    stack: list[bool] = []
-    at = 0
-    for tag in _TAG.finditer(sentence):
-        pieces.append(sentence[at : tag.start()])
-        at = tag.end()
-        if not tag.group(1):
-            stack.append(draw() < drop_rate)
-            pieces.append("" if stack[-1] else tag.group(0))
-        elif stack and not stack.pop():
-            pieces.append((particle if draw() < swallow_rate else "") + tag.group(0))
-    return "".join(pieces) + sentence[at:]
 
 
 def exact_mentions(source: Sequence[Document], projected: Sequence[Document]) -> int:

@@ -9,30 +9,31 @@ from pathlib import Path
 from typing import Any
 
 from polyloom.core.errors import UserError
-from polyloom.core.files import read_json, write_json
+from polyloom.core.files import read_json
 from polyloom.core.result import Artifact, Result, Scalar, Series, Table
-from polyloom.methods.docre import loglinear
 from polyloom.methods.docre.config import (
     CheckConfig,
     EvaluateConfig,
-    PredictConfig,
-    TrainConfig,
     _DataConfig,
 )
 from polyloom.methods.docre.data import (
+    WORLD,
+    Defects,
     Document,
     Triple,
     evidence_by_rule,
     facts_of_names,
     gold_facts,
     load_documents,
+    map_schema,
     name_facts,
     read_documents,
+    read_schema_map,
     sentence_distance,
     totals,
     write_documents,
 )
-from polyloom.methods.docre.schema import NAMES, closure, missing_inverses, relations_of
+from polyloom.methods.docre.schema import NAMES, missing_inverses, relations_of
 from polyloom.metrics.relations import (
     Prediction,
     RelationScores,
@@ -42,7 +43,6 @@ from polyloom.metrics.relations import (
     score_relations,
 )
 from polyloom.metrics.statistics import Interval
-from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run
 
 NO_RELATION = "Na"
@@ -50,21 +50,53 @@ FREQUENT = ("P17", "P131", "P27", "P150", "P175", "P577", "P463", "P527", "P495"
 WORLD_LIMITATION = "The embedded world's documents are synthetic: templates around CLDR's names and facts."
 
 
+def sources_of(
+    config: _DataConfig, *, split: str = "test", relations: Mapping[str, str] | None = None
+) -> tuple[dict[str, list[Document]], Defects]:
+    """Return the documents that a configuration names, by where they come from, in its schema; and their defects.
+
+    Args:
+        config: names them.
+        split: of the embedded world's.
+        relations: the schema; None takes every relation that occurs.
+
+    Raises:
+        UserError: as `read_documents`.
+    """
+    found: dict[str, list[Document]] = {}
+    defects = Defects()
+    for source in (config.data, *config.more_data):
+        path, _, language = source.partition(":") if source.startswith(f"{WORLD}:") else (source, "", config.language)
+        made, wrong = load_documents(
+            path,
+            language=language,
+            num_documents=config.num_documents,
+            seed=config.seed,
+            split=split,
+            strict=config.strict,
+            relations=relations,
+        )
+        found.setdefault(source, []).extend(made)
+        defects.merge(wrong)
+    if config.schema_map:
+        types, relations = read_schema_map(Path(config.schema_map))
+        rename = partial(_renamed, relations)
+        found = {source: map_schema(documents, types, rename) for source, documents in found.items()}
+    return found, defects
+
+
+def _renamed(relations: Mapping[str, str | None], relation: str) -> str | None:
+    return relations.get(relation, relation)
+
+
 def documents_of(config: _DataConfig, *, split: str = "test") -> list[Document]:
     """Return the documents that a configuration names."""
-    return load_documents(
-        config.data,
-        language=config.language,
-        num_documents=config.num_documents,
-        seed=config.seed,
-        split=split,
-        strict=config.strict,
-    )[0]
+    return [document for documents in sources_of(config, split=split)[0].values() for document in documents]
 
 
 def limits(*sources: str | None) -> list[str]:
     """Return the limitation to print when any source is the embedded world."""
-    return [WORLD_LIMITATION] if "world" in sources else []
+    return [WORLD_LIMITATION] if any(str(one).partition(":")[0] == WORLD for one in sources) else []
 
 
 def interval(value: Interval) -> Scalar:
@@ -94,14 +126,8 @@ def run_check(config: CheckConfig, run: Run) -> Result:
         UserError: as `read_documents`.
     """
     schema = read_schema(Path(config.schema_file)) if config.schema_file else None
-    documents, defects = load_documents(
-        config.data,
-        language=config.language,
-        num_documents=config.num_documents,
-        seed=config.seed,
-        strict=config.strict,
-        relations=schema,
-    )
+    sources, defects = sources_of(config, split="train", relations=schema)
+    documents = [document for found in sources.values() for document in found]
     counts = totals(documents)
     relations = Counter(t.relation for d in documents for t in d.triples or ())
     gold = [(d, t) for d in documents for t in d.triples or () if t.evidence]
@@ -132,6 +158,11 @@ def run_check(config: CheckConfig, run: Run) -> Result:
                 rows=[[r, NAMES.get(r, ""), n] for r, n in relations.most_common()],
                 title="Relations",
             ),
+            "sources": Table(
+                columns=["source", *(name.removeprefix("num_") for name in counts)],
+                rows=[[name, *totals(found).values()] for name, found in sources.items()],
+                title="By source",
+            ),
         },
         series={
             "relations": Series(
@@ -144,113 +175,21 @@ def run_check(config: CheckConfig, run: Run) -> Result:
                 group="Most frequent relations",
             )
         },
-        artifacts={"repaired": _artifact(run, path, "the documents with repaired spans and triples")},
+        artifacts={"repaired": artifact_of(run, path, "the documents with repaired spans and triples")},
         verdicts=[
             f"{counts['num_documents']} documents with {counts['num_entities']} entities and "
             f"{counts['num_triples']} triples; {sum(defects.counts.values())} defects and remarks, and "
             f"{unclosed} triples whose inverse is missing."
         ],
-        limitations=limits(config.data),
+        limitations=limits(*sources),
     )
 
 
-def _artifact(run: Run, path: Path, description: str) -> Artifact:
+def artifact_of(run: Run, path: Path, description: str) -> Artifact:
+    """Return a file of the run as an artifact."""
     kinds = {".json": "application/json", ".csv": "text/csv", ".ttl": "text/turtle", ".html": "text/html"}
     name = path.relative_to(run.path).as_posix()
     return Artifact(path=name, media_type=kinds.get(path.suffix, "text/plain"), description=description)
-
-
-def run_train(config: TrainConfig, run: Run) -> Result:
-    """Train a model of relations and store it under the run's artifacts.
-
-    Raises:
-        UserError: no labelled documents, or an encoder that cannot serve.
-    """
-    pin_threads()
-    documents = documents_of(config, split="train")
-    for path in config.more_data:
-        documents += read_documents(Path(path), strict=config.strict)[0]
-    folder = run.artifact("model")
-    if config.kind == "loglinear":
-        start = loglinear.load_model(Path(config.start)) if config.start else None
-        training = loglinear.Training(num_epochs=config.num_epochs, seed=config.seed)
-        with run.progress("train", 2 * config.num_epochs) as advance:
-            model = loglinear.train_model(documents, training=training, on_epoch=advance, start=start)
-        loglinear.save_model(model, folder)
-        scalars = {
-            "num_features": Scalar(value=len(model.rows)),
-            "num_relations": Scalar(value=len(model.relations)),
-            "margin": Scalar(value=model.margin),
-        }
-    else:
-        from polyloom.methods.docre.transformer import train_transformer
-
-        losses = train_transformer(documents, config, run, folder)
-        scalars = {"first_loss": Scalar(value=losses[0]), "last_loss": Scalar(value=losses[-1])}
-    return run.result(
-        scalars=scalars | {"num_documents": Scalar(value=len(documents))},
-        artifacts={"model": Artifact(path="artifacts/model", media_type="inode/directory", description="the model")},
-        verdicts=[f"Trained {config.kind} on {len(documents)} documents; the model is in {run.id}/artifacts/model."],
-        limitations=limits(config.data),
-    )
-
-
-def predict_with(config: PredictConfig, documents: Sequence[Document]) -> list[Prediction]:
-    """Predict with whichever model the folder holds.
-
-    Raises:
-        UserError: no model in the folder.
-    """
-    folder = Path(config.model)
-    kind = read_json(folder / "model.json").get("kind")
-    if kind == "docre-loglinear":
-        return loglinear.predict(loglinear.load_model(folder), documents, margin=config.margin)
-    if kind == "docre-transformer":
-        from polyloom.methods.docre.transformer import load_transformer, predict_documents
-
-        model = load_transformer(folder, config.device)
-        return predict_documents(model, documents, margin=config.margin or 0.0, fusion=config.fusion)
-    raise UserError("is no model of this room.", where=str(folder), hint="Give a folder that `docre train` wrote.")
-
-
-def run_predict(config: PredictConfig, run: Run) -> Result:
-    """Write predicted triples with evidence and scores; where there is gold, score them.
-
-    Raises:
-        UserError: no model, or no documents.
-    """
-    pin_threads()
-    documents = documents_of(config)
-    predictions = predict_with(config, documents)
-    if config.closure:
-        predictions = close_predictions(predictions)
-    path = run.artifact("predictions.json")
-    write_json(path, [prediction_json(one) for one in predictions])
-    scalars = {"num_predictions": Scalar(value=len(predictions)), "num_documents": Scalar(value=len(documents))}
-    verdicts = [f"{len(predictions)} triples in {len(documents)} documents."]
-    labelled = [document for document in documents if document.triples is not None]
-    if labelled:
-        scores = score_relations(gold_facts(labelled), predictions, titles={d.title for d in labelled})
-        scalars |= score_scalars(scores)
-        verdicts[0] += f" F1 {scores.relation.f1:.3f}, evidence F1 {scores.evidence.f1:.3f}."
-    else:
-        verdicts[0] += " Metrics: n/a (no gold)."
-    return run.result(
-        scalars=scalars,
-        artifacts={"predictions": _artifact(run, path, "predicted triples")},
-        verdicts=verdicts,
-        limitations=limits(config.data),
-    )
-
-
-def close_predictions(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """Add the inverse of each predicted triple, with its evidence and score."""
-    kept = {one.fact: one for one in predictions}
-    for one in predictions:
-        for triple in closure([Triple(one.head, one.relation, one.tail, one.evidence)])[1:]:
-            derived = Prediction(one.title, triple.head, triple.relation, triple.tail, triple.evidence, one.score)
-            kept.setdefault(derived.fact, derived)
-    return list(kept.values())
 
 
 def prediction_json(one: Prediction) -> dict[str, Any]:
@@ -324,16 +263,18 @@ def run_evaluate(config: EvaluateConfig, run: Run) -> Result:
         return run_folds(config, run)
     if config.data is None:
         documents, predictions, train = worked_example()
+        sources = {"example": documents}
     elif config.predictions is None:
         raise UserError("there is nothing to score.", where="--predictions", hint="Or give --num-folds 5.")
     else:
-        documents = read_documents(Path(config.data))[0]
+        read = {path: read_documents(Path(path))[0] for path in (config.data, *config.more_data)}
+        sources, documents = read, [document for found in read.values() for document in found]
         predictions = read_predictions(Path(config.predictions))
         train = read_documents(Path(config.train_data))[0] if config.train_data else []
     labelled = [document for document in documents if document.triples is not None]
     if not labelled:
         raise UserError("has no gold triples: metrics n/a.", where=str(config.data), hint="Use `docre predict`.")
-    return _scored(config, run, labelled, predictions, train)
+    return _scored(config, run, labelled, predictions, train, source_table(sources, predictions))
 
 
 def _scored(
@@ -342,6 +283,7 @@ def _scored(
     documents: Sequence[Document],
     predictions: Sequence[Prediction],
     train: Sequence[Document],
+    by_source: Table,
 ) -> Result:
     gold, by_title = gold_facts(documents), {document.title: document for document in documents}
     known = name_facts(train)
@@ -377,6 +319,7 @@ def _scored(
         tables={
             "slices": Table(columns=["slice", *columns], rows=_slices(gold, predictions, by_title), title="Slices"),
             "relations": Table(columns=["relation", "name", *columns], rows=rows, title="Per relation"),
+            "sources": by_source,
         },
         verdicts=[f"{verdict} (first-mention rule on the same triples: {rule.f1:.4f}).{note}"],
         limitations=[
@@ -384,6 +327,19 @@ def _scored(
             *([] if train else ["No training file was given: Ign F1 equals F1."]),
         ],
     )
+
+
+def source_table(sources: Mapping[str, Sequence[Document]], predictions: Sequence[Prediction]) -> Table:
+    """Return the scores of each file: of each language or domain."""
+    rows: list[list[Any]] = []
+    for name, documents in sources.items():
+        labelled = [document for document in documents if document.triples is not None]
+        titles = {document.title for document in labelled}
+        own = [one for one in predictions if one.title in titles]
+        if labelled:
+            rows.append([name, len(labelled), *_row(score_relations(gold_facts(labelled), own, titles=titles))])
+    columns = ["source", "documents", "precision", "recall", "F1", "gold"]
+    return Table(columns=columns, rows=rows, title="By source")
 
 
 def _has_relation(relation: str, fact: tuple[str, int, str, int]) -> bool:

@@ -3,184 +3,52 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from polyloom.core.errors import UserError, closest
-from polyloom.core.files import read_text, write_json, write_text
+from polyloom.core.files import write_json, write_text
 from polyloom.core.result import Artifact, Result, Scalar, Series, Table
+from polyloom.core.seeding import python_random
 from polyloom.generation import ask, complete_all, connect
 from polyloom.methods.docre import loglinear
-from polyloom.methods.docre.config import ConvertConfig, ExplainConfig, ExtractConfig, ProjectConfig
-from polyloom.methods.docre.data import WORLD, Document, document_json, gold_facts, load_documents
+from polyloom.methods.docre.config import ConvertConfig, ExplainConfig, ExtractConfig
+from polyloom.methods.docre.data import WORLD, Document, Triple, document_json, gold_facts, load_documents
 from polyloom.methods.docre.exchange import read_format, write_format
 from polyloom.methods.docre.explain import (
     FALSE_NEGATIVES,
     FALSE_POSITIVES,
+    attention_page,
     classify_errors,
     count_errors,
     evidence_page,
     sentence_effects,
 )
-from polyloom.methods.docre.extract import SchemaWriter, is_valid, prompt, read_reply, requests_of, similar
-from polyloom.methods.docre.projection import (
-    MAX_MISSING,
-    Translator,
-    exact_mentions,
-    glosser,
-    identity,
-    noisy,
-    project,
+from polyloom.methods.docre.extract import (
+    Pair,
+    SchemaWriter,
+    covering,
+    is_valid,
+    prompt,
+    read_reply,
+    requests_of,
+    similar,
+    verification,
 )
+from polyloom.methods.docre.prediction import Decision, Model, open_model, predict_any, scores_of
 from polyloom.methods.docre.schema import NAMES, relations_of
-from polyloom.methods.docre.study import documents_of, limits, prediction_json, score_scalars
-from polyloom.metrics.alignment import alignment_error_rate, read_links
+from polyloom.methods.docre.study import documents_of, limits, prediction_json, score_scalars, sources_of
+from polyloom.methods.docre.transformer import DocumentModel, token_attention
 from polyloom.metrics.relations import Prediction, score_relations
 from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run
 
 TINY_MODEL, TINY_VOCABULARY, TINY_POSITIONS = "llama-2x64", 2000, 1024
 NUM_TRAIN = 40
-INSTRUCTION = (
-    'Translate the sentence into {language}. Keep every tag <e id="..."> and </e> around the words that it marks. '
-    "Answer with the translation alone.\n{text}"
-)
-
-
-def run_project(config: ProjectConfig, run: Run) -> Result:
-    """Translate documents with marked mentions and write the projected ones, or score word alignments.
-
-    Raises:
-        UserError: an unknown translator, or one that loses too many marks.
-    """
-    if config.alignments:
-        return _score_alignments(config, run)
-    documents = documents_of(config)
-    translate = translator(config, documents)
-    if config.drop_rate or config.swallow_rate:
-        translate = noisy(
-            translate,
-            drop_rate=config.drop_rate,
-            swallow_rate=config.swallow_rate,
-            seed=config.seed,
-            language=config.target,
-        )
-    language = config.language if config.translator == "identity" else config.target
-    found = project(
-        documents,
-        translate,
-        config.target if config.swallow_rate else language,
-        min_entities=config.min_entities,
-        max_missing=1.0 if config.drop_rate else MAX_MISSING,
-    )
-    path = run.artifact("projected.json")
-    write_json(path, [document_json(document) for document in found.documents])
-    total, exact = sum(found.statuses.values()), exact_mentions(documents, found.documents)
-    kept = sum(len(document.triples or ()) for document in found.documents)
-    values: dict[str, float] = {
-        "num_documents": len(found.documents),
-        "num_dropped_documents": sum(found.dropped.values()),
-        "num_mentions": total,
-        "num_exact_mentions": exact,
-        "exact_share": exact / max(1, total),
-        "num_triples": kept,
-        "num_dropped_triples": found.num_dropped_triples,
-        "num_dropped_entities": found.num_dropped_entities,
-    }
-    values |= {f"share_{s}": found.statuses[s] / max(1, total) for s in ("ok", "repaired", "matched", "missing")}
-    rows: list[list[Any]] = [[status, count] for status, count in found.statuses.most_common()]
-    lost: list[list[Any]] = [list(row) for row in found.missing[:40]]
-    return run.result(
-        scalars={name: Scalar(value=value) for name, value in values.items()},
-        tables={
-            "statuses": Table(columns=["status", "mentions"], rows=rows, title="What became of the marks"),
-            "missing": Table(columns=["document", "mention", "translation"], rows=lost, title="Missing mentions"),
-        },
-        artifacts={
-            "projected": Artifact(
-                path="artifacts/projected.json", media_type="application/json", description="projected documents"
-            )
-        },
-        verdicts=[
-            f"{found.statuses['missing']} of {total} mentions were lost; {len(found.documents)} of {len(documents)} "
-            f"documents and {kept} triples were kept."
-        ],
-        limitations=[
-            *limits(config.data),
-            "Particles are stripped by a list; no morphological analyser is used.",
-            "The fall-back matches names; no word aligner is run.",
-        ],
-    )
-
-
-def _score_alignments(config: ProjectConfig, run: Run) -> Result:
-    assert config.alignments is not None
-    if config.gold_alignments is None:
-        raise UserError("there is nothing to score against.", where="--gold-alignments", hint="Name the gold file.")
-    pairs = [read_text(Path(p)).splitlines() for p in (config.alignments, config.gold_alignments)]
-    if len(pairs[0]) != len(pairs[1]):
-        raise UserError(f"has {len(pairs[0])} lines, the gold {len(pairs[1])}.", where=config.alignments)
-    rows = []
-    for number, (line, gold) in enumerate(zip(*pairs, strict=True), 1):
-        try:
-            rows.append((read_links(line)[1], *read_links(gold, first=1)))
-        except ValueError as error:
-            raise UserError("holds a piece that is no link.", where=f"{config.alignments}:{number}") from error
-    rate = alignment_error_rate(rows)
-    return run.result(
-        scalars={"alignment_error_rate": Scalar(value=rate), "num_sentences": Scalar(value=len(rows))},
-        verdicts=[f"Alignment error rate {rate:.4f} over {len(rows)} sentences."],
-    )
-
-
-def translator(config: ProjectConfig, documents: Sequence[Document]) -> Translator:
-    """Return the translator that a configuration names.
-
-    Raises:
-        UserError: a dictionary that cannot be read or is not there.
-    """
-    name = config.translator
-    if name == "identity":
-        return identity
-    if name == "dictionary":
-        joiner = "" if config.target in ("ja", "zh", "th") else " "
-        return glosser(_dictionary(config, documents), joiner)
-    if name.startswith("seq2seq:"):
-        from polyloom.generation.local import LocalChat
-        from polyloom.models.load import load_model, load_tokenizer
-
-        model = load_model(name.removeprefix("seq2seq:"), kind="seq2seq")
-        chat: Any = LocalChat(model, load_tokenizer(name.removeprefix("seq2seq:"), model), name=name)
-        return lambda texts: [reply.text for reply in complete_all(chat, [ask(text) for text in texts])]
-    wanted = connect(name, seed=config.seed)
-
-    def translate(texts: Sequence[str]) -> list[str]:
-        asked = [ask(INSTRUCTION.format(language=config.target, text=text)) for text in texts]
-        return [reply.text.strip() for reply in complete_all(wanted, asked)]
-
-    return translate
-
-
-def _dictionary(config: ProjectConfig, documents: Sequence[Document]) -> dict[str, str]:
-    if config.dictionary:
-        rows = [line.split("\t") for line in read_text(Path(config.dictionary)).splitlines() if line]
-        if bad := next((i for i, row in enumerate(rows, 1) if len(row) != 2), None):
-            raise UserError("has not two fields (source, target).", where=f"{config.dictionary}:{bad}")
-        return dict(rows)
-    if config.data != WORLD:
-        raise UserError("the dictionary translator needs words.", where="--dictionary", hint="Name a TAB file.")
-    other = load_documents(
-        WORLD, language=config.target, num_documents=config.num_documents, seed=config.seed, split="test"
-    )[0]
-    return {
-        " ".join(a.sentences[m.sentence][m.start : m.end]): n.name
-        for a, b in zip(documents, other, strict=True)
-        if len(a.entities) == len(b.entities)
-        for one, two in zip(a.entities, b.entities, strict=True)
-        for m, n in zip(one, two, strict=False)
-    }
+NUM_HEATED = 5
 
 
 def run_extract(config: ExtractConfig, run: Run) -> Result:
@@ -200,41 +68,77 @@ def run_extract(config: ExtractConfig, run: Run) -> Result:
     signatures = sorted(loglinear.type_signatures(train))
     classifier = loglinear.train_model(train) if config.mode == "pairs" else None
 
-    def pairs(document: Document) -> list[tuple[int, int]]:
+    def pairs(document: Document) -> list[Pair]:
         assert classifier is not None
         found = loglinear.predict(classifier, [document], margin=classifier.margin - 2)
         return sorted({(one.head, one.tail) for one in found})
 
     asked = []
     for number, document in enumerate(documents):
-        shown = similar(train, document, config.num_demonstrations)
+        shown = _shown(config, train, document)
         for part, wanted in requests_of(document, config.mode, relations, partial(pairs, document)):
             kept = [one for one in signatures if one[1] in part]
             text = prompt(document, part, shown, language=config.language, signatures=kept, pairs=wanted)
-            asked.append((number, text, part))
-    replies = answer(config, run, documents, asked)
-    return _extracted(config, run, documents, asked, replies)
+            asked.append(Asked(number, text, part, wanted))
+    oracle = _oracle(config, run, [one.text for one in asked])
+    return _extracted(config, run, documents, asked, oracle)
 
 
-def answer(
-    config: ExtractConfig, run: Run, documents: Sequence[Document], asked: Sequence[tuple[int, str, Sequence[str]]]
-) -> list[str]:
-    """Return the replies: of a server as they come, of a local model under the grammar."""
+class Asked(NamedTuple):
+    """A question: about which document, in which words, which relations and pairs."""
+
+    number: int
+    text: str
+    relations: Sequence[str]
+    pairs: Sequence[Pair]
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What answers: `write` questions with replies, `affirm` prompts with yes or no."""
+
+    write: Callable[[Sequence[Document], Sequence[Asked]], list[str]]
+    affirm: Callable[[Sequence[str]], list[bool]]
+
+
+def _shown(config: ExtractConfig, train: Sequence[Document], document: Document) -> list[Document]:
+    others = [one for one in train if one.title != document.title]
+    if config.demonstrations == "random":
+        count = min(config.num_demonstrations, len(others))
+        return python_random(config.seed, "demonstrations", document.title).sample(others, count)
+    if config.demonstrations == "cover":
+        return covering(others, config.num_demonstrations)
+    return similar(train, document, config.num_demonstrations)
+
+
+def _oracle(config: ExtractConfig, run: Run, texts: Sequence[str]) -> Oracle:
+    """Return a server or an unconstrained model, whose replies are taken as they come, or a model under the grammar."""
     if config.model.startswith(("http://", "https://")) or not (config.constrained or config.model == "tiny"):
         model = connect(config.model, seed=config.seed)
-        budget = 24 * config.max_triples
-        with run.progress("ask", len(asked)) as advance:
-            requests = [ask(text, max_tokens=budget) for _, text, _ in asked]
-            return [reply.text for reply in complete_all(model, requests, progress=advance)]
-    writer = _writer(config, [text for _, text, _ in asked])
-    replies = []
-    with run.progress("write", len(asked)) as advance:
-        for number, text, relations in asked:
-            # A model of random weights would mostly say nothing, which would show nothing.
-            least = 1 if config.model == "tiny" else 0
-            replies.append(writer.write(text, documents[number], relations, config.max_triples, least))
-            advance(1)
-    return replies
+
+        def complete(label: str, prompts: Sequence[str], budget: int) -> list[str]:
+            with run.progress(label, len(prompts)) as advance:
+                requests = [ask(text, max_tokens=budget) for text in prompts]
+                return [reply.text for reply in complete_all(model, requests, progress=advance)]
+
+        return Oracle(
+            lambda _, asked: complete("ask", [one.text for one in asked], 24 * config.max_triples),
+            lambda prompts: [text.strip().lower().startswith("yes") for text in complete("verify", prompts, 4)],
+        )
+    writer = _writer(config, texts)
+
+    def write(documents: Sequence[Document], asked: Sequence[Asked]) -> list[str]:
+        replies = []
+        with run.progress("write", len(asked)) as advance:
+            for one in asked:
+                # A model of random weights would mostly say nothing, which would show nothing.
+                least = 1 if config.model == "tiny" else 0
+                document = documents[one.number]
+                replies.append(writer.write(one.text, document, one.relations, config.max_triples, least, one.pairs))
+                advance(1)
+        return replies
+
+    return Oracle(write, lambda prompts: [writer.choose(text, ["yes", "no"]) == "yes" for text in prompts])
 
 
 def _writer(config: ExtractConfig, texts: Sequence[str]) -> SchemaWriter:
@@ -254,29 +158,36 @@ def _extracted(
     config: ExtractConfig,
     run: Run,
     documents: Sequence[Document],
-    asked: Sequence[tuple[int, str, Sequence[str]]],
-    replies: Sequence[str],
+    asked: Sequence[Asked],
+    oracle: Oracle,
 ) -> Result:
     faults: Counter[str] = Counter()
     found: dict[tuple[str, int, str, int], Prediction] = {}
     num_valid = 0
-    for (number, _, relations), text in zip(asked, replies, strict=True):
-        document = documents[number]
-        triples, wrong = read_reply(text, document, relations)
+    replies = oracle.write(documents, asked)
+    for one, text in zip(asked, replies, strict=True):
+        document = documents[one.number]
+        triples, wrong = read_reply(text, document, one.relations, one.pairs)
         faults += wrong
-        num_valid += is_valid(text, document, relations)
+        num_valid += is_valid(text, document, one.relations, one.pairs)
         for t in triples:
             found.setdefault(document.fact(t), Prediction(document.title, t.head, t.relation, t.tail, t.evidence, 1.0))
     predictions = list(found.values())
+    num_written = len(predictions)
+    if config.verify:
+        by_title = {document.title: document for document in documents}
+        prompts = [verification(by_title[p.title], Triple(p.head, p.relation, p.tail)) for p in predictions]
+        predictions = [p for p, holds in zip(predictions, oracle.affirm(prompts), strict=True) if holds]
     write_json(run.artifact("predictions.json"), [prediction_json(one) for one in predictions])
     write_json(
-        run.artifact("replies.json"), [{"prompt": a[1], "reply": r} for a, r in zip(asked, replies, strict=True)]
+        run.artifact("replies.json"), [{"prompt": a.text, "reply": r} for a, r in zip(asked, replies, strict=True)]
     )
     valid = num_valid / max(1, len(replies))
     scalars = {
         "schema_valid_share": Scalar(value=valid),
         "num_requests": Scalar(value=len(replies)),
         "num_triples": Scalar(value=len(predictions)),
+        "num_not_affirmed": Scalar(value=num_written - len(predictions)),
         "num_faults": Scalar(value=sum(faults.values())),
     }
     labelled = [document for document in documents if document.triples is not None]
@@ -301,30 +212,42 @@ def _extracted(
 
 
 def run_explain(config: ExplainConfig, run: Run) -> Result:
-    """Class the errors of a log-linear model, and draw a page of one document's evidence.
+    """Class a model's errors, by file too; draw pages of one document's evidence and of the attention on its text.
 
     Raises:
         UserError: no such document or model, or no labels.
     """
     pin_threads()
-    documents = [document for document in documents_of(config) if document.triples is not None]
+    sources = sources_of(config)[0]
+    documents = [document for found in sources.values() for document in found if document.triples is not None]
     if not documents:
         raise UserError("has no gold triples to compare with.", where=config.data, hint="Give labelled documents.")
     if config.model:
-        model = loglinear.load_model(Path(config.model))
+        model = open_model(Path(config.model))
     else:
         train = load_documents(WORLD, language=config.language, num_documents=NUM_TRAIN, seed=config.seed)[0]
         model = loglinear.train_model(train)
     predictions: dict[str, list[Prediction]] = {document.title: [] for document in documents}
-    for one in loglinear.predict(model, documents):
+    for one in predict_any(model, documents, Decision()):
         predictions[one.title].append(one)
-    signatures = set(model.signatures)
+    signatures = set(model.signatures) if isinstance(model, loglinear.LogLinear) else set()
     counts = count_errors(documents, predictions, signatures)
     chosen = _chosen(documents, config.title)
     path = run.artifact("evidence.html")
     shown = sorted(predictions[chosen.title], key=lambda one: -one.score)[:25]
     effects = sentence_effects(chosen, shown, lambda d: _scores(model, d), loglinear.MIN_SCORE)
     write_text(path, evidence_page(chosen, shown, effects))
+    pages = {
+        "evidence": Artifact(
+            path="artifacts/evidence.html", media_type="text/html", description=f"evidence in {chosen.title}"
+        )
+    }
+    if isinstance(model, DocumentModel):
+        heat = [(p, *token_attention(model, chosen, p.head, p.tail)) for p in shown[:NUM_HEATED]]
+        write_text(run.artifact("attention.html"), attention_page(chosen, heat))
+        pages["attention"] = Artifact(
+            path="artifacts/attention.html", media_type="text/html", description=f"attention on {chosen.title}"
+        )
     hits = sum(max(effects[p.head, p.relation, p.tail]) == effects[p.head, p.relation, p.tail][s]
                for p in shown for s in p.evidence[:1])  # fmt: skip
     examples: list[list[Any]] = [
@@ -340,7 +263,8 @@ def run_explain(config: ExplainConfig, run: Run) -> Result:
         tables={
             "errors": Table(
                 columns=["class", "document", "head", "relation", "tail"], rows=examples[:60], title="Errors"
-            )
+            ),
+            "sources": _errors_by_source(sources, predictions, signatures),
         },
         series={
             "errors": Series(
@@ -352,19 +276,30 @@ def run_explain(config: ExplainConfig, run: Run) -> Result:
                 group="Errors by class",
             )
         },
-        artifacts={
-            "evidence": Artifact(
-                path="artifacts/evidence.html", media_type="text/html", description=f"evidence in {chosen.title}"
-            )
-        },
+        artifacts=pages,
         verdicts=[f"{sum(counts.values())} errors in {len(documents)} documents; most are: {worst} ({counts[worst]})."],
-        limitations=[*limits(config.data), "Evidence is shown by leaving out one sentence at a time."],
+        limitations=[*limits(*sources), "Evidence is shown by leaving out one sentence at a time."],
     )
 
 
-def _scores(model: loglinear.LogLinear, document: Document) -> Mapping[tuple[int, str, int], float]:
-    found = loglinear.predict(model, [document], margin=loglinear.MIN_SCORE)
-    return {(one.head, one.relation, one.tail): one.score for one in found}
+def _errors_by_source(
+    sources: Mapping[str, Sequence[Document]],
+    predictions: Mapping[str, Sequence[Prediction]],
+    signatures: set[tuple[str, str, str]],
+) -> Table:
+    """Count errors by class for each file: for each language or domain."""
+    kinds = [*FALSE_POSITIVES, *FALSE_NEGATIVES]
+    rows: list[list[Any]] = []
+    for name, found in sources.items():
+        labelled = [document for document in found if document.triples is not None]
+        counts = count_errors(labelled, predictions, signatures)
+        num_gold = sum(len(document.triples or ()) for document in labelled)
+        rows.append([name, len(labelled), num_gold, *(counts[kind] for kind in kinds)])
+    return Table(columns=["source", "documents", "gold", *kinds], rows=rows, title="Errors by source")
+
+
+def _scores(model: Model, document: Document) -> Mapping[tuple[int, str, int], float]:
+    return scores_of(model, [document])[0]
 
 
 def _chosen(documents: Sequence[Document], title: str | None) -> Document:

@@ -11,7 +11,7 @@ from typing import Any
 from polyloom.core.errors import UserError
 from polyloom.core.result import Result, Scalar, Series, Table
 from polyloom.methods.docre.config import EvaluateConfig
-from polyloom.methods.docre.data import Document, evidence_by_rule, gold_facts, map_types, read_documents
+from polyloom.methods.docre.data import Document, evidence_by_rule, gold_facts, map_schema, read_documents
 from polyloom.methods.docre.loglinear import (
     LogLinear,
     Training,
@@ -86,12 +86,20 @@ def run_folds(config: EvaluateConfig, run: Run) -> Result:
 def source_documents(path: Path, documents: Sequence[Document]) -> list[Document]:
     """Read documents of another language with types and relations of this one's schema."""
     relations = set(relations_of(documents))
-    return map_types(read_documents(path)[0], DOCRED_TYPES, lambda relation: relation in relations)
+    keep = {relation: relation for relation in relations}
+    return map_schema(read_documents(path)[0], DOCRED_TYPES, keep.get)
 
 
 def _transfer(source: Sequence[Document], documents: Sequence[Document], seed: int) -> dict[str, list[Any]]:
     model = train_model(source, lexical=False, training=Training(seed=seed))
-    return {"transfer": predict(model, documents), "transfer_zero": predict(model, documents, margin=0.0)}
+    return _at_both_margins("transfer", model, documents)
+
+
+def _at_both_margins(name: str, model: LogLinear, documents: Sequence[Document]) -> dict[str, list[Any]]:
+    """Return what is predicted at the model's own margin, and at margin 0."""
+    found = predict(model, documents, margin=min(0.0, model.margin))
+    own, zero = ([one for one in found if one.score > margin] for margin in (model.margin, 0.0))
+    return {name: own, f"{name}_zero": zero}
 
 
 def _fold(
@@ -99,10 +107,7 @@ def _fold(
 ) -> dict[str, list[Any]]:
     training = Training(seed=seed)
     model = train_model(train, training=training)
-    found: dict[str, list[Any]] = {
-        "loglinear": predict(model, test),
-        "loglinear_zero": predict(model, test, margin=0.0),
-    }
+    found = _at_both_margins("loglinear", model, test)
     titles = {document.title: document for document in test}
     found["prior"] = [
         Prediction(title, h, r, t, evidence_by_rule(titles[title], h, t))

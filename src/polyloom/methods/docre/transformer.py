@@ -1,12 +1,11 @@
-"""ATLOP and DREEAM on any Hugging Face encoder: forward pass, training, prediction, fusion, files."""
+"""ATLOP and DREEAM on any Hugging Face encoder: forward pass, prediction, pseudo-documents, files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,15 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polyloom.core.errors import UserError
 from polyloom.core.files import read_json, write_json
-from polyloom.core.seeding import python_random
-from polyloom.methods.docre.config import TrainConfig
 from polyloom.methods.docre.data import Document
-from polyloom.methods.docre.inputs import Inputs, evidence_matrix, label_matrix, make_inputs, restrict, windows
+from polyloom.methods.docre.inputs import Inputs, make_inputs, restrict, windows
 from polyloom.methods.docre.method import (
-    EvidenceMean,
     PairHead,
-    adaptive_threshold_loss,
-    evidence_loss,
     fuse,
     pair_attention,
     pool_attention,
@@ -31,22 +25,13 @@ from polyloom.methods.docre.method import (
     predict_classes,
     sentence_attention,
 )
-from polyloom.methods.docre.schema import relations_of
 from polyloom.metrics.relations import Prediction
 from polyloom.models.device import DeviceName, choose_device, torch_generator
 from polyloom.models.load import load_model, load_tokenizer, save_model
-from polyloom.models.tiny import build_tiny
-from polyloom.models.tokenizers import train_tokenizer
-from polyloom.runs.folder import Run
 
 EVIDENCE_THRESHOLD = 0.2
 NUM_KEPT = 4
 EVIDENCE_LAYERS = 3
-HEAD_LEARNING_RATE = 1e-4
-WARM_UP = 0.06
-CLIP = 1.0
-TINY_VOCABULARY = 2000
-TINY_WIDTH = 128
 
 
 @dataclass
@@ -59,6 +44,7 @@ class DocumentModel:
         head: the classifier of pairs.
         relations: names of classes 1, 2, ...
         num_layers: last layers of which hidden states and attention are averaged: 1 in ATLOP, 3 in DREEAM.
+        schema_version: how often relations were added, plus 1.
     """
 
     encoder: PreTrainedModel
@@ -66,6 +52,7 @@ class DocumentModel:
     head: PairHead
     relations: list[str]
     num_layers: int = 1
+    schema_version: int = 1
 
     def parameters(self) -> list[nn.Parameter]:
         """Return all parameters, the encoder's first."""
@@ -205,57 +192,6 @@ def _owned(rows: Tensor, owners: Tensor, count: int) -> Tensor:
     return pool_attention(rows, index, owners, count)
 
 
-def loss_of(
-    model: DocumentModel,
-    batch: Sequence[Inputs],
-    *,
-    evidence_weight: float = 0.0,
-    evidence_mean: EvidenceMean = "annotated",
-) -> Tensor:
-    """Return the loss of a batch: adaptive threshold over all its pairs, plus guided evidence.
-
-    Args:
-        model: the model.
-        batch: documents with gold triples.
-        evidence_weight: lambda; 0 is ATLOP.
-        evidence_mean: as in `evidence_loss`.
-    """
-    outputs = forward(model, batch)
-    columns = {relation: 1 + i for i, relation in enumerate(model.relations)}
-    labels = [label_matrix(one, columns, len(columns) + 1).to(model.encoder.device) for one in batch]
-    loss = adaptive_threshold_loss(torch.cat([one.logits for one in outputs]), torch.cat(labels))
-    if evidence_weight == 0:
-        return loss
-    width = max(one.sentences.shape[1] for one in outputs)
-    s, v = [], []
-    for one, inputs, gold in zip(outputs, batch, labels, strict=True):
-        positive = gold[:, 0] == 0
-        pad = (0, width - one.sentences.shape[1])
-        s.append(nn.functional.pad(one.sentences[positive], pad))
-        v.append(nn.functional.pad(evidence_matrix(inputs).to(gold.device)[positive], pad))
-    return loss + evidence_weight * evidence_loss(torch.cat(s), torch.cat(v), evidence_mean)
-
-
-def build_model(documents: Sequence[Document], config: TrainConfig) -> DocumentModel:
-    """Make a model for the documents' relations on the configured encoder.
-
-    Raises:
-        UserError: no labels, or an encoder that cannot serve.
-    """
-    relations = relations_of(documents)
-    if not relations:
-        raise UserError("the documents hold no gold triple to train on.", hint="Give labelled documents.")
-    if config.encoder == "tiny":
-        tokenizer: PreTrainedTokenizerBase = train_tokenizer((d.text()[0] for d in documents), TINY_VOCABULARY)
-        encoder, width = build_tiny("bert-2x64", len(tokenizer), config.seed), TINY_WIDTH
-    else:
-        encoder = load_model(config.encoder, kind="encoder")
-        tokenizer, width = load_tokenizer(config.encoder, encoder), 768
-    head = new_head(int(encoder.config.hidden_size), len(relations) + 1, width, config.seed)
-    layers = EVIDENCE_LAYERS if config.kind == "dreeam" else 1
-    return DocumentModel(eager(encoder), tokenizer, head, relations, layers)
-
-
 def new_head(hidden_size: int, num_classes: int, width: int, seed: int) -> PairHead:
     """Return a pair head whose weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
@@ -271,57 +207,6 @@ def new_head(hidden_size: int, num_classes: int, width: int, seed: int) -> PairH
     return head
 
 
-def train_transformer(documents: Sequence[Document], config: TrainConfig, run: Run, folder: Path) -> list[float]:
-    """Train ATLOP or DREEAM and write the model.
-
-    Returns:
-        The loss of every step.
-
-    Raises:
-        UserError: as `build_model`.
-    """
-    model = build_model(documents, config)
-    device = choose_device(config.device)
-    model.encoder.to(device)  # type: ignore[arg-type]
-    model.head.to(device)
-    data = [make_inputs(d, model.tokenizer) for d in documents if d.triples is not None and len(d.entities) > 1]
-    steps_an_epoch = -(-len(data) // config.batch_size)
-    num_steps = config.num_epochs * steps_an_epoch
-    head_rate = max(HEAD_LEARNING_RATE, 2 * config.learning_rate)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": list(model.encoder.parameters()), "lr": config.learning_rate},
-            {"params": list(model.head.parameters()), "lr": head_rate},
-        ],
-        eps=1e-6,
-    )
-    warm_up = max(1, round(WARM_UP * num_steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm_up, (num_steps - step) / max(1, num_steps - warm_up))
-    )
-    weight = config.evidence_weight if config.kind == "dreeam" else 0.0
-    losses = []
-    model.encoder.train()
-    with run.progress("train", num_steps) as advance:
-        for epoch in range(config.num_epochs):
-            order = list(range(len(data)))
-            python_random(config.seed, "documents", epoch).shuffle(order)
-            for low in range(0, len(order), config.batch_size):
-                run.check_stop()
-                batch = [data[i] for i in order[low : low + config.batch_size]]
-                loss = loss_of(model, batch, evidence_weight=weight, evidence_mean=config.evidence_mean)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-                optimizer.step()
-                schedule.step()
-                losses.append(loss.item())
-                run.log(step=len(losses), loss=losses[-1])
-                advance(1)
-    save_transformer(model, folder)
-    return losses
-
-
 def save_transformer(model: DocumentModel, folder: Path) -> None:
     """Write the encoder as a Hugging Face folder, the head beside it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -331,7 +216,7 @@ def save_transformer(model: DocumentModel, folder: Path) -> None:
         {k: v.detach().cpu().contiguous() for k, v in model.head.state_dict().items()}, folder / "head.safetensors"
     )
     value = {"kind": "docre-transformer", "version": 1, "relations": ["Na", *model.relations]}
-    write_json(folder / "model.json", value | {"num_layers": model.num_layers})
+    write_json(folder / "model.json", value | {"num_layers": model.num_layers, "schema_version": model.schema_version})
 
 
 def load_transformer(folder: Path, device: DeviceName = "auto") -> DocumentModel:
@@ -350,7 +235,14 @@ def load_transformer(folder: Path, device: DeviceName = "auto") -> DocumentModel
     chosen = choose_device(device)
     encoder.to(chosen)  # type: ignore[arg-type]
     tokenizer = load_tokenizer(folder / "encoder", encoder)
-    return DocumentModel(eager(encoder), tokenizer, head.to(chosen), value["relations"][1:], value["num_layers"])
+    return DocumentModel(
+        eager(encoder),
+        tokenizer,
+        head.to(chosen),
+        value["relations"][1:],
+        value["num_layers"],
+        value.get("schema_version", 1),
+    )
 
 
 @dataclass
@@ -458,21 +350,42 @@ def pseudo_scores(
     return best
 
 
-def best_fusion_threshold(
-    facts: Sequence[tuple[dict[Any, float], dict[Any, float], set[Any]]], grid: Callable[[], Sequence[float]]
-) -> float:
-    """Return tau of highest F1 over documents of (original scores, pseudo scores, gold facts).
+@torch.inference_mode()
+def all_scores(model: DocumentModel, documents: Sequence[Document]) -> list[dict[tuple[int, str, int], float]]:
+    """Return the score (logit minus threshold) of every possible fact of each document."""
+    model.encoder.eval()  # type: ignore[no-untyped-call]
+    result: list[dict[tuple[int, str, int], float]] = []
+    for document in documents:
+        if len(document.entities) < 2 or not any(document.sentences):
+            result.append({})
+            continue
+        one = make_inputs(document, model.tokenizer)
+        logits = forward(model, [one])[0].logits
+        rows = (logits[:, 1:] - logits[:, :1]).tolist()
+        pairs = one.pairs.tolist()
+        result.append(
+            {
+                (head, relation, tail): score
+                for (head, tail), row in zip(pairs, rows, strict=True)
+                for relation, score in zip(model.relations, row, strict=True)
+            }
+        )
+    return result
+
+
+@torch.inference_mode()
+def token_attention(model: DocumentModel, document: Document, head: int, tail: int) -> tuple[list[str], list[float]]:
+    """Return the document's pieces, and the attention q_st of a pair on each.
 
     Args:
-        facts: of development documents.
-        grid: gives the thresholds to try, smallest first.
+        model: trained.
+        document: any.
+        head: an entity.
+        tail: another.
     """
-    best, chosen = -1.0, 0.0
-    for tau in grid():
-        accepted = [fuse(original, pseudo, tau) for original, pseudo, _ in facts]
-        correct = sum(len(a & gold) for a, (*_, gold) in zip(accepted, facts, strict=True))
-        total = sum(map(len, accepted)) + sum(len(gold) for *_, gold in facts)
-        f1 = 2 * correct / max(1, total)
-        if f1 > best:
-            best, chosen = f1, tau
-    return chosen
+    model.encoder.eval()  # type: ignore[no-untyped-call]
+    one = make_inputs(document, model.tokenizer)
+    q = forward(model, [one])[0].attention
+    row = one.shared[one.pairs.tolist().index([head, tail])]
+    pieces = [str(model.tokenizer.decode([token])) for token in one.tokens]
+    return pieces, q[row][1:-1].tolist()

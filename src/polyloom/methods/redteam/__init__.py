@@ -124,7 +124,7 @@ CARD = RoomCard(
             "AgreeConfig",
             "opinions",
         ),
-        _verb("transfer", "Replay suffixes among your own models: found on, tried on.", "TransferConfig", "guard"),
+        _verb("transfer", "Replay suffixes among your own models: found on, tried on.", "TransferConfig", "transfer"),
         _verb("defend", "Measure defences: attack success and benign answers side by side.", "DefendConfig", "guard"),
         _verb("gate", "Pass or fail a model in continuous integration by two bounds.", "GateConfig", "guard"),
         _verb(

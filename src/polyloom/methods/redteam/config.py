@@ -88,7 +88,8 @@ class DefendConfig(SearchConfig):
     smooth_percent: float = Field(10.0, ge=0, le=100, description="Share of characters that SmoothLLM changes.")
     smooth_copies: int = Field(10, ge=1, description="Copies that SmoothLLM asks.")
     smooth_kind: Literal["swap", "insert", "patch"] = Field("swap", description="How SmoothLLM changes characters.")
-    harden_steps: int = Field(300, ge=1, description="Steps of the embedded victim's refusal training.")
+    harden_steps: int = Field(300, ge=1, description="Steps of the refusal training.")
+    harden_lr: float = Field(2e-5, gt=0, description="Its peak learning rate on your own model.")
 
 
 class GateConfig(DefendConfig):

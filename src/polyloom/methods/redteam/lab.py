@@ -11,6 +11,7 @@ import numpy as np
 
 from polyloom.core.result import Result, Scalar, Series, Table
 from polyloom.methods.redteam.attack import LIMITATIONS, Attacked, attack, bars, key_of
+from polyloom.methods.redteam.checks import votes_out_of_order
 from polyloom.methods.redteam.config import AttackConfig, DefendConfig, RedteamStudyConfig
 from polyloom.methods.redteam.defences import undefended
 from polyloom.methods.redteam.evaluation import Judged, attack_prompts, rate
@@ -138,6 +139,8 @@ def _attacked_values(one: Attacked) -> Measured:
         "best": one.found.state.best.loss,
         "refusal": one.found.refusal_loss,
         "kept": one.found.kept_share,
+        "survival": [one.found.survival.num_suffixes, one.found.survival.num_reencoded, one.found.survival.num_banned],
+        "gradient_error": one.found.gradient_error,
     }
 
 
@@ -258,11 +261,25 @@ def _scalars(measured: Sequence[Measured]) -> dict[str, Scalar]:
     scalars["seeds_refusal_lower_dsn_10"] = Scalar(value=sum(lower), unit=f"of {len(lower)} seeds")
     trained = [one["defences"][-1] for one in measured]
     scalars["benign_answer_rate_hardened"] = _scalar(over_seeds([one["benign"] for one in trained]))
+    scalars |= _proofs(measured)
     scalars["loss_success_spearman"] = Scalar(value=_mismatch(measured))
     for judge in measured[0]["judges"]["verdicts"]:
         labels, verdicts = _decided(measured, judge)
         scalars[f"judge_accuracy_{key_of(judge)}"] = Scalar(value=agreement.accuracy(labels, verdicts))
     return {name: scalars[name] for name in KEY_FIGURES} | scalars
+
+
+def _proofs(measured: Sequence[Measured]) -> dict[str, Scalar]:
+    rows = [row for one in measured for part in ("light", "hardened") for row in one[part]]
+    num, reencoded, banned = (sum(row["survival"][i] for row in rows) for i in range(3))
+    judged = [one["judges"]["verdicts"] for one in measured]
+    return {
+        "num_accepted_suffixes": Scalar(value=num),
+        "reencoded_share": Scalar(value=reencoded / max(1, num)),
+        "num_banned_tokens": Scalar(value=banned),
+        "gradient_error": Scalar(value=max(row["gradient_error"] or 0.0 for row in rows)),
+        "votes_out_of_order": Scalar(value=sum(map(votes_out_of_order, judged))),
+    }
 
 
 def _decided(measured: Sequence[Measured], judge: str) -> tuple[list[bool], list[bool]]:

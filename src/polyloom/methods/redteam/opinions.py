@@ -7,14 +7,16 @@ from functools import partial
 
 import numpy as np
 
-from polyloom.core.errors import UserError
+from polyloom.core.errors import Stopped, UserError
 from polyloom.core.files import write_text
 from polyloom.core.result import Artifact, Result, Scalar, Series, Table
 from polyloom.methods.redteam.attack import bars, key_of
+from polyloom.methods.redteam.checks import coverage, votes_out_of_order
 from polyloom.methods.redteam.config import AgreeConfig, AttackConfig, JudgeConfig
 from polyloom.methods.redteam.data import Response, read_responses, text_hash, write_jsonl
 from polyloom.methods.redteam.evaluation import Judged, as_responses, attack_prompts, rate, share
 from polyloom.methods.redteam.judges import (
+    NO_REPLY,
     Judge,
     NliJudge,
     Opinion,
@@ -24,7 +26,7 @@ from polyloom.methods.redteam.judges import (
     load_judge,
 )
 from polyloom.methods.redteam.keywords import EVALUATION, keywords_for
-from polyloom.methods.redteam.workbench import embedded_target, find_suffix, make_objective
+from polyloom.methods.redteam.workbench import embedded_target, find_suffix, make_objective, stop_with_result
 from polyloom.metrics import agreement
 from polyloom.metrics.statistics import Interval
 from polyloom.runs.folder import Run
@@ -111,7 +113,10 @@ def run_judge(config: JudgeConfig, run: Run) -> Result:
     ]
     write_text(run.artifact("verdicts.jsonl"), write_jsonl(lines))
     undecided = sum(judged.verdicts(judge.name).count(None) for judge in judges)
-    return run.result(
+    if len(members) > 1:
+        verdicts = {name: judged.verdicts(name) for name in judged.opinions}
+        scalars["votes_out_of_order"] = Scalar(value=votes_out_of_order(verdicts))
+    result = run.result(
         scalars=scalars,
         tables={"judges": Table(columns=columns, rows=rows, title=f"Verdicts on {len(responses)} responses")},
         series=_rate_series(judged),
@@ -126,6 +131,20 @@ def run_judge(config: JudgeConfig, run: Run) -> Result:
         ],
         limitations=["A judge is no truth: compare it with people first (`agree`).", "Responses are stored as hashes."],
     )
+    stop_where_unanswered(judged, result, run)
+    return result
+
+
+def stop_where_unanswered(judged: Judged, result: Result, run: Run) -> None:
+    """Stop a run whose judges left questions without a reply; its result is stored, a resumed run asks for those alone.
+
+    Raises:
+        Stopped: there are such questions.
+    """
+    count = sum(one.reason.startswith(NO_REPLY) for opinions in judged.opinions.values() for one in opinions)
+    if count:
+        hint = f"Ask again for these alone with: polyloom runs resume {run.id}"
+        stop_with_result(result, run, Stopped(f"{count} questions to judges have no reply.", where=run.id, hint=hint))
 
 
 def _rate_series(judged: Judged) -> dict[str, Series]:
@@ -189,7 +208,10 @@ def run_agree(config: AgreeConfig, run: Run) -> Result:
     scalars |= {f"shapley_{key_of(name)}": Scalar(value=value) for name, value in shares.items()}
     columns = ["judge", *MEASURES, "undecided"]
     one_class = len(set(truth)) == 1
-    return run.result(
+    covered = _coverage(judged, names, truth, len(held), config.seed)
+    if covered is not None:
+        scalars["corrected_rate_coverage"] = Scalar(value=covered, unit="of 100 simulations")
+    result = run.result(
         scalars=scalars,
         tables={"agreement": Table(columns=columns, rows=rows, title=f"Judges against {len(truth)} labels")},
         series={
@@ -207,6 +229,21 @@ def run_agree(config: AgreeConfig, run: Run) -> Result:
             "Thresholds and weights are fitted on half of the rows shown: fitted judges look a little too good.",
         ],
     )
+    stop_where_unanswered(judged, result, run)
+    return result
+
+
+def _coverage(judged: Judged, names: Sequence[str], truth: Sequence[bool], num_items: int, seed: int) -> int | None:
+    """Return how often the corrected rate of the best judge covers the truth in simulations with its error rates."""
+    best: tuple[float, list[bool], list[bool]] | None = None
+    for name in names:
+        pairs = [(y, v) for y, v in zip(truth, judged.verdicts(name), strict=True) if v is not None]
+        if len({y for y, _ in pairs}) == 2:
+            y, v = [y for y, _ in pairs], [v for _, v in pairs]
+            score = agreement.auroc(y, v)
+            if score is not None and (best is None or score > best[0]):
+                best = (score, y, v)
+    return None if best is None else coverage(best[1], best[2], max(50, num_items), seed)
 
 
 def _halves(n: int) -> tuple[list[int], list[int]]:

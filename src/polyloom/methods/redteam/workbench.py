@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
-from polyloom.core.errors import UserError
-from polyloom.core.files import read_json, write_json
+from polyloom.core.errors import PolyloomError, UserError
+from polyloom.core.files import read_json, write_json, write_text
+from polyloom.core.result import Result
 from polyloom.core.seeding import derive_seed
+from polyloom.methods.redteam.checks import Survival, gradient_error, survival
 from polyloom.methods.redteam.config import AttackConfig, SearchConfig, VictimConfig
 from polyloom.methods.redteam.data import Behaviour, read_behaviours, split_behaviours
 from polyloom.methods.redteam.evaluation import Judged, Victim, as_responses, attack_prompts, judge_responses
@@ -28,6 +30,7 @@ from polyloom.methods.redteam.tokens import TokenRules, banned_tokens, decode_su
 from polyloom.models.device import choose_device, pin_threads
 from polyloom.models.load import embedding_rows, load_model, load_tokenizer, save_model
 from polyloom.models.tokenizers import encode
+from polyloom.runs.execute import write_report
 from polyloom.runs.folder import Run
 
 EMBEDDED_ANSWER_TOKENS = 20
@@ -267,6 +270,8 @@ class Found:
         suffixes: the best suffix as text; of the null control, one of each step.
         refusal_loss: mean refusal loss a behaviour at the best suffix, whatever was minimised.
         kept_share: share of the candidates that came back unchanged from text.
+        survival: of the accepted suffixes, rendered and encoded anew.
+        gradient_error: of the token-position gradient against central differences; None for a large model or none.
     """
 
     objective: str
@@ -274,6 +279,8 @@ class Found:
     suffixes: list[str]
     refusal_loss: float
     kept_share: float
+    survival: Survival
+    gradient_error: float | None = None
 
 
 def find_suffix(
@@ -333,7 +340,12 @@ def find_suffix(
     texts = [decode_suffix(victim.tokenizer, ids) for ids in best]
     refusal = refusal_at(target, slots, state.best.suffix)
     kept = rules.num_kept / rules.num_checked if rules.num_checked else 1.0
-    return Found(objective.name, state, texts, refusal, kept)
+    lived = survival(victim.tokenizer, [s.suffix for s in state.steps], chosen, prompts, banned, victim.system)
+    small = sum(p.numel() for p in victim.model.parameters()) < SMALL_MODEL
+    error = None
+    if small and not objective.uniform:
+        error = gradient_error(victim.model, slots[0], state.steps[0].suffix, objective, target.seed)
+    return Found(objective.name, state, texts, refusal, kept, lived, error)
 
 
 def refusal_at(target: Target, slots: Sequence[Slot], suffix: list[int]) -> float:
@@ -425,3 +437,10 @@ def refusal_test(target: Target) -> Callable[[str], bool]:
         return not text.strip() or has_refusal(text, target.judged)
 
     return refused
+
+
+def stop_with_result(result: Result, run: Run, error: PolyloomError) -> None:
+    """Store the result of work that ends with an error all the same, then raise it."""
+    write_text(run.path / "result.json", result.model_dump_json(indent=1) + "\n")
+    write_report(run.path, result)
+    raise error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Form
 from starlette.exceptions import HTTPException
@@ -120,6 +120,7 @@ def show_project(request: Request, project: str) -> Response:
         people=people,
         name=name,
         following=following,
+        recalls={user: found for user in people if (found := annotations.recall(user)).num_asked},
     )
 
 
@@ -171,6 +172,7 @@ def _desk_values(
         "number": number,
         "colour_of": colour_of,
         "relations": relations_for([], NAMES, [row.triple for row in desk.rows]),
+        "questions": annotations.questions(document, name),
     }
 
 
@@ -219,6 +221,7 @@ def add_event(
     tail: Annotated[int | None, Form()] = None,
     evidence: Annotated[str, Form(max_length=5000)] = "",
     new_relation: Annotated[str, Form(max_length=200)] = "",
+    source: Annotated[Literal["human", "question"], Form()] = "human",
     milliseconds: Annotated[int, Form(ge=0, le=3_600_000)] = 0,
 ) -> Response:
     """Store one event and return the desk: what it shows is on the disk. A conflict or refusal is shown there too."""
@@ -229,7 +232,7 @@ def add_event(
     status, notice, conflict = 200, "", None
     try:
         triple = None if head is None else _checked(document, head, relation, tail, evidence)
-        event = Event(name, document.title, operation, triple, new_relation, milliseconds=milliseconds)  # type: ignore[arg-type]
+        event = Event(name, document.title, operation, triple, new_relation, source, milliseconds)  # type: ignore[arg-type]
         annotations.append(event, seen=seen, token=token)
     except Conflict as found:
         status, conflict = 409, _conflict(found.unseen, event)

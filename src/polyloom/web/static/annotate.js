@@ -11,6 +11,7 @@
   let busy = false;
   let current = null; // key of the candidate that is worked on
   let marking = false; // digits and arrows go to the sentences
+  let asked = null; // the pair that a question is about
   let awaited = null; // key of the candidate that an event will bring
   let picked = null; // entity that was clicked first
   let since = performance.now();
@@ -170,6 +171,14 @@
       else if (one) { head.value = one.dataset.head; document.getElementById("add-tail").value = one.dataset.tail; }
       head.focus();
     },
+    unrelated: ({ dataset: { head, tail } }) => send("none", { head, relation: "Na", tail }),
+    related: ({ dataset: { head, tail } }) => {
+      tools.add();
+      document.getElementById("add-head").value = head;
+      document.getElementById("add-tail").value = tail;
+      document.getElementById("add-filter").focus();
+      asked = [head, tail].sort().join("|");
+    },
     undo: () => send("undo"),
     redo: () => send("redo"),
     done: () => send("done"),
@@ -303,12 +312,13 @@
     if (head === tail) return event.preventDefault();
     picked = null;
     awaited = `${head}|${relation}|${tail}`;
-    send("add", { head, relation, tail, evidence: "" });
+    const source = [head, tail].sort().join("|") === asked ? "question" : "human";
+    send("add", { head, relation, tail, evidence: "", source });
   });
   for (const name of ["add", "change", "help"]) {
     const dialog = document.getElementById(name);
     document.getElementById(`${name}-cancel`)?.addEventListener("click", () => dialog.close());
-    dialog.addEventListener("close", () => { paint(); (card() || cards()[0])?.focus({ preventScroll: true }); });
+    dialog.addEventListener("close", () => { asked = null; paint(); (card() || cards()[0])?.focus({ preventScroll: true }); });
   }
 
   addEventListener("beforeunload", (event) => { if (queue.length) event.preventDefault(); });
