@@ -44,7 +44,7 @@ def _value(trained: Trained, ids: list[list[int]], target: int | None) -> float:
         output = trained.model(stack(ids)).double().reshape(-1)
     if trained.loss == "softmax":
         assert target is not None
-        return float(output.softmax(0)[target])
+        return float((output / trained.temperature).softmax(0)[target])
     if trained.loss == "regression":
         low, high = trained.scale
         return float(low + (high - low) * torch.sigmoid(output[0]))

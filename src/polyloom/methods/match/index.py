@@ -76,7 +76,7 @@ def _graph(size: int) -> Any:
 
 
 def _extend(graph: Any, keys: NDArray[np.int64], vectors: Vectors) -> None:
-    # One thread: several race for the links of a young graph, so that it differs from run to run and a node can be lost.
+    # One thread: several race for the links of a young graph, which then differs from run to run and can lose a node.
     graph.add(keys, vectors, threads=1)
 
 

@@ -121,19 +121,19 @@ class Dropout(nn.Module):
     def __init__(self, p: float, *, whole_text: bool = False) -> None:
         """Drop a share p; `whole_text` draws one mask for all positions of a text (variational dropout)."""
         super().__init__()
-        dropped = round(256 * p)
-        self.factors = np.where(np.arange(256) < dropped, 0, 256 / (256 - dropped)).astype(np.float32)
-        self.active = dropped > 0
+        self.dropped = round(256 * p)
         self.whole_text = whole_text
         self.rng = np.random.default_rng(0)
 
     def forward(self, X: Tensor) -> Tensor:
         """Drop numbers of [batch, ..., dim] and scale up the others."""
-        if not self.training or not self.active:
+        if not self.training or not self.dropped:
             return X
         size = (X.shape[0], 1, X.shape[2]) if self.whole_text else X.shape
-        drawn = np.frombuffer(self.rng.bytes(math.prod(size)), dtype=np.uint8)
-        return X * torch.from_numpy(self.factors[drawn]).view(size).to(X.dtype)
+        count = math.prod(size)
+        drawn = self.rng.integers(0, 2**64, -(-count // 8), dtype=np.uint64).view(np.uint8)[:count]
+        kept = np.multiply(drawn >= self.dropped, 256 / (256 - self.dropped), dtype=np.float32)
+        return X * torch.from_numpy(kept).view(size).to(X.dtype)
 
 
 class FeatureNorm(nn.BatchNorm1d):
