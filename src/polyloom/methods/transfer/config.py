@@ -112,6 +112,10 @@ class TransferEvaluateConfig(Config):
     xtreme: Literal["none", "xnli", "pawsx", "panx", "udpos"] = Field(
         "none", description="Write predictions as this task's folder of an XTREME submission."
     )
+    tree_check: bool = Field(
+        False, description="Score with random, chained and flat trees and without parts of speech, too."
+    )
+    attention: bool = Field(False, description="Measure how much attention goes to neighbours in the tree.")
     batch_size: int = Field(64, ge=1, description="Examples in a forward pass.")
     device: Device = Field("auto", description="Where to run.")
 

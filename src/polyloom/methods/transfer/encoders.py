@@ -78,7 +78,20 @@ def make_start(config: TransferTrainConfig, data: Data, seed: int, folder: Path,
     start = Start(model, TokenizerPieces(tokenizer, model), tokenizer)
     if reads:
         learn_masked(start, data.texts, config, seed, folder, **hooks)
+    if config.encoder == "tiny":
+        set_dropout(model, config.dropout)
     return start
+
+
+def set_dropout(model: PreTrainedModel, share: float) -> None:
+    """Set the dropout of a BERT's states, in place; its graph takes the same. Attention weights keep theirs.
+
+    The tiny encoder is built without: one pass over unlabelled text needs none, many passes over few labels do.
+    """
+    model.config.hidden_dropout_prob = share
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and not name.endswith("attention.self.dropout"):
+            module.p = share
 
 
 def known_words(data: Data) -> Iterable[str]:
