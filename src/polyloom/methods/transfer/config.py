@@ -51,6 +51,15 @@ class TransferTrainConfig(Config):
     pretrain_epochs: int = Field(1, ge=0, description="Passes over that text; 0 leaves the encoder as it is.")
     vocabulary: int = Field(4000, ge=300, description="tiny: pieces of the tokenizer, trained on that text.")
     lora_rank: int = Field(0, ge=0, description="Train low-rank updates of the encoder alone (peft); 0 trains it all.")
+    adapter_width: int = Field(
+        0, ge=0, description="Train bottleneck adapters of this width behind the frozen encoder's layers; 0: none."
+    )
+    language_texts: list[str] = Field(
+        [], description="LANGUAGE=FILE: raw text that an adapter of the language learns first (MAD-X)."
+    )
+    teacher_weight: float = Field(
+        0.0, ge=0, description="Train a second time, towards what the first model says (xTune's second stage)."
+    )
     trust_remote_code: bool = Field(False, description="Run Python code that a checkpoint ships.")
 
     rate: float = Field(0.5, ge=0, le=1, description="Share of the words that are switched.")

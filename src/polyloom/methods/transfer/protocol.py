@@ -31,7 +31,7 @@ from polyloom.methods.transfer.training import (
     merge_lora,
     parameter_count,
     steps_of,
-    train_arm,
+    train_stages,
 )
 from polyloom.metrics.tagging import Counts, exact_counts, label_counts, score, span_counts, word_counts
 from polyloom.models.device import pin_threads
@@ -160,7 +160,9 @@ def run_protocol(config: TransferTrainConfig, data: Data, run: Run) -> tuple[Tar
     _, steps = steps_of(len(data.train), config)
     reading = -(-len(data.texts) // PRETRAIN_BATCH) * config.pretrain_epochs if config.encoder == "tiny" else 0
     outcomes = []
-    with run.progress("training", config.num_seeds * (len(arms) * steps + reading)) as advance:
+    with run.progress(
+        "training", config.num_seeds * (len(arms) * steps * (2 if config.teacher_weight else 1) + reading)
+    ) as advance:
         bench = Bench(config, data, targets, run, advance)
         for number in range(config.num_seeds):
             # The encoder is made when the first arm needs it: a resumed run may need none.
@@ -194,11 +196,21 @@ def _work(bench: Bench, name: str, arm: Arm, number: int, make: Callable[[], Sta
     config, data, targets, run = bench.config, bench.data, bench.targets, bench.run
     seed, start = _seed(bench, number), make()
     aids = make_aids(config, data, start)
-    materials = Materials(start.encoder, start.pieces, data.train, targets, data.lexicons, aids, data.translations)
+    materials = Materials(
+        start.encoder,
+        start.pieces,
+        data.train,
+        targets,
+        data.lexicons,
+        aids,
+        data.translations,
+        start.languages,
+        data.source,
+    )
     folder = run.checkpoints / f"{name}-seed{number}"
     log = partial(run.log, arm=name, seed=number)
     began = time.process_time()
-    built, snapshots = train_arm(
+    built, snapshots = train_stages(
         arm, materials, config, seed, folder, on_log=log, on_step=bench.advance, check_stop=run.check_stop
     )
     chosen, oracle = choose_epoch(built, snapshots, config, data, targets, aids, seed)
