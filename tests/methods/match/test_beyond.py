@@ -14,6 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from polyloom.core.errors import UserError
 from polyloom.core.seeding import numpy_generator, python_random
+from polyloom.methods.match.ablation import BranchGradients
 from polyloom.methods.match.augmentation import hard_batches, misspell
 from polyloom.methods.match.calibration import (
     best_threshold,
@@ -22,9 +23,10 @@ from polyloom.methods.match.calibration import (
     negative_log_likelihood,
     softmax,
 )
-from polyloom.methods.match.config import EvaluateConfig, ExportConfig, TrainConfig
+from polyloom.methods.match.config import EvaluateConfig, ExplainConfig, ExportConfig, TrainConfig
 from polyloom.methods.match.data import Pairs, world_pairs
 from polyloom.methods.match.distil import make_lesson, open_teacher, recombined
+from polyloom.methods.match.explain import class_report, run_explain
 from polyloom.methods.match.export import run_export
 from polyloom.methods.match.folder import load, save
 from polyloom.methods.match.study import run_evaluate, run_train
@@ -178,3 +180,38 @@ def test_an_aligner_has_no_vectors_to_export(pairs: Pairs, run: Run, tmp_path: P
     save(fit(pairs, pairs, replace(SMALL, base="esim", epochs=1), 0), tmp_path / "m")
     with pytest.raises(UserError, match="is no model of sentence-transformers"):
         run_export(ExportConfig(model=str(tmp_path / "m"), sentence_transformers=True, rounds=10), run)
+
+
+@pytest.mark.parametrize("block", ["fa", "sfa"])
+def test_what_a_block_does_class_by_class(block: str, pairs: Pairs, run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.tsv"
+    path.write_text("".join(f"{pair.first}\t{pair.second}\t{pair.label}\n" for pair in pairs.items[:40]))
+    save(fit(pairs, pairs, replace(SMALL, block=block, epochs=1), 0), tmp_path / "m")
+    result = run_explain(ExplainConfig(model=str(tmp_path / "m"), data=str(path), top=3), run)
+    table = result.tables["classes"]
+    if block == "fa":
+        assert len(table.rows) == 3
+        assert 0 < float(result.scalars["gate_entropy_bits"].value or 0) <= 1
+        assert all(len(str(row[-1]).split(", ")) == 5 for row in table.rows)
+    else:
+        assert [row[0] for row in table.rows] == ["different", "same"]
+        for row in table.rows:
+            assert sum(map(float, row[1:4])) == pytest.approx(1, abs=1e-5)  # type: ignore[arg-type]
+            assert sum(map(float, row[4:])) == pytest.approx(1)  # type: ignore[arg-type]
+
+
+def test_a_matcher_without_gates_has_none_to_report(pairs: Pairs, run: Run, tmp_path: Path) -> None:
+    save(fit(pairs, pairs, replace(SMALL, epochs=1), 0), tmp_path / "m")
+    with pytest.raises(UserError, match="has no gates to report"):
+        class_report(load(tmp_path / "m"), pairs.items[:4])
+    with pytest.raises(UserError, match="nothing to explain"):
+        run_explain(ExplainConfig(model=str(tmp_path / "m"), first="a"), run)
+
+
+def test_the_gradients_of_the_branches_are_followed(pairs: Pairs) -> None:
+    flow = BranchGradients()
+    fit(pairs, pairs, replace(SMALL, block="reference", epochs=2), 0, after_backward=flow)
+    means = flow.means()
+    assert len(means) == 2
+    assert all(len(row) == 4 and min(row) >= 0 for row in means)
+    assert all(value > 0 for value in means[0][:3])

@@ -10,7 +10,7 @@ from polyloom.core.config import Config, StudyConfig
 from polyloom.core.errors import UserError
 
 Base = Literal["bag", "gru", "lstm", "cnn", "encoder", "esim", "re2"]
-Block = Literal["none", "fa", "sfa", "mlp", "shuffled", "equal", "senet", "sknet"]
+Block = Literal["none", "fa", "sfa", "mlp", "shuffled", "equal", "reference", "senet", "sknet"]
 
 
 class DataConfig(Config):
@@ -155,6 +155,7 @@ class ExplainConfig(Config):
     """`polyloom match explain`: which words and features carry a pair's score."""
 
     model: str = Field(description="Folder of a trained matcher.")
-    first: str = Field(description="First text.")
-    second: str = Field(description="Second text.")
+    first: str = Field("", description="First text.")
+    second: str = Field("", description="Second text.")
+    data: str | None = Field(None, description="Labelled pairs: what the block does class by class.")
     top: int = Field(10, ge=1, description="Features shown.")

@@ -415,7 +415,7 @@ class SelectiveFeatureAttention(nn.Module):
         return self.attend(X, mask)[0]
 
 
-BLOCKS = ("none", "fa", "sfa", "mlp", "shuffled", "equal", "senet", "sknet")
+BLOCKS = ("none", "fa", "sfa", "mlp", "shuffled", "equal", "reference", "senet", "sknet")
 
 
 def make_block(name: str, dim: int, max_length: int = 64, num_branches: int = 3, floor: int = 60) -> nn.Module | None:
@@ -423,7 +423,8 @@ def make_block(name: str, dim: int, max_length: int = 64, num_branches: int = 3,
 
     Args:
         name: `none`; `fa`; `sfa`; the controls `mlp` (FA's parameters, no attention), `shuffled` (FA with its gate
-            permuted) and `equal` (SFA without selection); the relatives from vision `senet` and `sknet`.
+            permuted), `equal` (SFA without selection) and `reference` (the released arithmetic); the relatives from
+            vision `senet` and `sknet`.
         dim: features of the sequence.
         max_length: longest text in tokens, which sets the least widths.
         num_branches: of SFA.
@@ -445,4 +446,6 @@ def make_block(name: str, dim: int, max_length: int = 64, num_branches: int = 3,
     d1 = max(2, min(100, dim // 2))
     if name == "sknet":
         return SelectiveFeatureAttention(dim, d1, r, num_branches, cell="conv", norm="none", sigmoid=False, fuse="sum")
+    if name == "reference":
+        return SelectiveFeatureAttention(dim, d1, r, num_branches, stack="state", normalise="reference")
     return SelectiveFeatureAttention(dim, d1, r, num_branches, select="equal" if name == "equal" else "softmax")

@@ -1,4 +1,4 @@
-"""The verbs on one matcher: train, evaluate, explain."""
+"""The verbs on one matcher: train and evaluate."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from polyloom.core.seeding import python_random
 from polyloom.methods.match.augmentation import misspell_all
 from polyloom.methods.match.baselines import tfidf_cosine
 from polyloom.methods.match.calibration import calibration_error
-from polyloom.methods.match.config import EvaluateConfig, ExplainConfig, TrainConfig
+from polyloom.methods.match.config import EvaluateConfig, TrainConfig
 from polyloom.methods.match.data import Pair, Pairs, leaks
 from polyloom.methods.match.distil import make_lesson, open_teacher
-from polyloom.methods.match.explain import Explanation, explain
 from polyloom.methods.match.folder import load, save
 from polyloom.methods.match.index import exact_search
 from polyloom.methods.match.loading import initial_of, load_splits, reading_of, recipe_of
@@ -377,68 +376,3 @@ def _evaluated(config: EvaluateConfig) -> Pairs:
         names = {pair.split for pair in pairs.items}
         raise UserError(f"has no {config.split} pairs.", where=config.data, hint=closest(config.split, names))
     return Pairs(kept, pairs.task, pairs.scale, pairs.notes, pairs.layout)
-
-
-def run_explain(config: ExplainConfig, run: Run) -> Result:
-    """Show which words and features carry a pair's score.
-
-    Args:
-        config: the matcher and two texts.
-        run: the run.
-
-    Returns:
-        The score, each word's share in it, FA's gates or SFA's branches.
-
-    Raises:
-        UserError: no matcher there.
-    """
-    pin_threads()
-    trained = load(Path(config.model))
-    found = explain(trained, config.first, config.second)
-    rows: list[Cells] = [
-        [side, word, fall] for side, items in zip(("first", "second"), found.words, strict=True) for word, fall in items
-    ]
-    tables = {"words": Table(columns=["text", "word", "fall when left out"], rows=rows, title="Words")}
-    scalars = {"score": Scalar(value=found.score)}
-    tables |= _inside_tables(found, config.top)
-    if found.without_gate is not None:
-        scalars["score_without_gate"] = Scalar(value=found.without_gate)
-    series = {
-        side: Series(
-            x=list(range(len(items))),
-            y=[fall for _, fall in items],
-            x_names=[f"{i + 1} {word}" for i, (word, _) in enumerate(items)],
-            y_label="fall of the score without the word",
-            group=f"words of the {side} text",
-            kind="bar",
-        )
-        for side, items in zip(("first", "second"), found.words, strict=True)
-    }
-    side, word, fall = max(rows, key=lambda row: abs(float(row[2] or 0)))
-    what = f"chance of {found.target!r}" if found.target else "score"
-    return run.result(
-        scalars=scalars,
-        tables=tables,
-        series=series,
-        verdicts=[
-            f"The {what} is {found.score:.3f}; the word that moves it most is {word!r} "
-            f"of the {side} text ({fall:+.3f})."
-        ],
-        limitations=["A word's share is the change when it alone is left out; words that act together share it."],
-    )
-
-
-def _inside_tables(found: Explanation, top: int) -> dict[str, Table]:
-    if found.branch_means is not None:
-        rows: list[Cells] = [
-            [f"branch {n + 1}", *(float(x) for x in found.branch_means[:, n])]
-            for n in range(found.branch_means.shape[1])
-        ]
-        return {"branches": Table(columns=["branch", "first", "second"], rows=rows, title="SFA: mean branch weights")}
-    if found.gates is None:
-        return {}
-    mean = found.gates.mean(0)
-    order = np.argsort(-np.abs(mean - mean.mean()))[:top]
-    rows = [[int(d), *(float(x) for x in found.gates[:, d]), bool(mean[d] > mean.mean())] for d in order]
-    columns = ["feature", "first", "second", "raised"]
-    return {"features": Table(columns=columns, rows=rows, title="FA: the gates farthest from their mean")}

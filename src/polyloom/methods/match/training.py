@@ -371,6 +371,7 @@ def fit(
     initial: Initial | None = None,
     after_epoch: Callable[[int, float], None] | None = None,
     soft: Tensor | None = None,
+    after_backward: Callable[[int, Matcher], None] | None = None,
 ) -> Trained:
     """Train a matcher and keep the weights of its best epoch on the validation pairs.
 
@@ -382,6 +383,7 @@ def fit(
         initial: first vectors.
         after_epoch: called with the epoch and its validation score.
         soft: targets of the training pairs in the place of their labels, as `distil.make_lesson` gives.
+        after_backward: called with the epoch (from 1) and the model while it holds a step's gradients.
 
     Raises:
         UserError: as `build`; no validation pairs.
@@ -414,6 +416,8 @@ def fit(
                 optimiser.zero_grad()
                 value = loss_of(model, loss, rows.stacked(chosen), target[chosen])
                 value.backward()  # type: ignore[no-untyped-call]
+                if after_backward:
+                    after_backward(epoch + 1, model)
                 torch.nn.utils.clip_grad_norm_(parameters, 10.0)
                 optimiser.step()
                 average.update()
