@@ -406,6 +406,10 @@ def _tables(
         tables["gates"] = Table(
             columns=["base", "mean gate", "spread over features", "spread over texts"], rows=gates, title="FA's gate e"
         )
+    return tables | _gradient_table(runs)
+
+
+def _gradient_table(runs: Runs) -> dict[str, Table]:
     flows: list[Cells] = []
     for base, blocks in runs.items():
         for block in blocks:
@@ -414,14 +418,12 @@ def _tables(
                 size = min(len(item["gradients"]) for item in blocks[block])
                 mean = np.mean([item["gradients"][:size] for item in blocks[block]], 0)
                 flows += [[base, NAMES[block], epoch + 1, *map(float, row)] for epoch, row in enumerate(mean)]
-    if flows:
-        names = [f"branch {n + 1}" for n in range(len(flows[0]) - 4)]
-        tables["gradients"] = Table(
-            columns=["base", "block", "epoch", *names, "spread within the epoch"],
-            rows=flows,
-            title="Gradient norms of SFA's branches, mean of an epoch's steps",
-        )
-    return tables
+    if not flows:
+        return {}
+    names = [f"branch {n + 1}" for n in range(len(flows[0]) - 4)]
+    columns = ["base", "block", "epoch", *names, "spread within the epoch"]
+    title = "Gradient norms of SFA's branches, mean of an epoch's steps"
+    return {"gradients": Table(columns=columns, rows=flows, title=title)}
 
 
 def _series(runs: Runs, found: dict[tuple[str, str], Difference]) -> dict[str, Series]:
