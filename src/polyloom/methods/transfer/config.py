@@ -73,6 +73,9 @@ class TransferTrainConfig(Config):
     )
     among: Literal["all", "covered", "outside"] = Field("all", description="Words that the rate counts.")
     sync_pairs: bool = Field(False, description="Switch a word of a pair alike in both sentences.")
+    inflect: list[str] = Field(
+        [], description="LANGUAGE=FILE: treebanks whose forms translations take, by the features of the source's trees."
+    )
     consistency: float = Field(0.0, ge=0, description="Weight of the symmetric KL of a text and its switched form.")
 
     mixup: float = Field(0.5, ge=0, le=1, description="xmixup: share of the translation in the mixed states.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -245,16 +245,17 @@ def _realised(arm: Arm, config: TransferTrainConfig, data: Data, targets: Target
 
 
 def make_aids(config: TransferTrainConfig, data: Data, start: Start) -> Aids:
-    """Return what the choice of a translation needs: counts of the text's words, or vectors of the encoder's own."""
+    """Return what a translation's choice needs: counts of the text's words, or the encoder's vectors; and the forms."""
+    aids = Aids(inflect=data.inflector)
     if config.choose == "freq":
         words = [word for text in data.texts for word in text]
         names, numbers = np.unique(np.asarray(words), return_counts=True)
-        return Aids(frequency=dict(zip(names.tolist(), map(float, numbers), strict=True)))
+        return replace(aids, frequency=dict(zip(names.tolist(), map(float, numbers), strict=True)))
     if config.choose == "sense" and isinstance(start.encoder, PreTrainedModel):
         embedding: Any = start.encoder.get_input_embeddings()
         table = embedding.weight.detach().float().cpu().numpy()
-        return Aids(embed=lambda word: np.asarray(table[list(start.pieces(word))].mean(0)))
-    return Aids()
+        return replace(aids, embed=lambda word: np.asarray(table[list(start.pieces(word))].mean(0)))
+    return aids
 
 
 def choose_epoch(
