@@ -26,10 +26,14 @@ def treebank(path: Path, rows: str) -> Path:
 def banks(tmp_path: Path) -> tuple[Path, Path]:
     english = "Dogs dog NOUN Number=Plur;dog dog NOUN Number=Sing;ran run VERB Tense=Past|VerbForm=Fin;the the DET _"
     german = (
-        "Hunde Hund NOUN Case=Nom|Number=Plur;Hunden Hund NOUN Case=Dat|Number=Plur;"
-        "Hunde Hund NOUN Case=Nom|Number=Plur;Hund Hund NOUN Case=Nom|Number=Sing;lief laufen VERB Tense=Past|VerbForm=Fin;laufen laufen VERB VerbForm=Inf"
+        "Hunde Hund NOUN Case=Nom|Number=Plur",
+        "Hunden Hund NOUN Case=Dat|Number=Plur",
+        "Hunde Hund NOUN Case=Nom|Number=Plur",
+        "Hund Hund NOUN Case=Nom|Number=Sing",
+        "lief laufen VERB Tense=Past|VerbForm=Fin",
+        "laufen laufen VERB VerbForm=Inf",
     )
-    return treebank(tmp_path / "en.conllu", english), treebank(tmp_path / "de.conllu", german)
+    return treebank(tmp_path / "en.conllu", english), treebank(tmp_path / "de.conllu", ";".join(german))
 
 
 def test_forms_agree_in_what_both_languages_have(banks: tuple[Path, Path]) -> None:
