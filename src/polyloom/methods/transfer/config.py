@@ -96,7 +96,7 @@ class TransferTrainConfig(Config):
     learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
     warmup: float = Field(0.0, ge=0, lt=1, description="Share of the steps with growing learning rate.")
-    dropout: float = Field(0.1, ge=0, lt=1, description="Of the heads; of states as well for tiny, of embeddings and states for words.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Of the heads; for tiny also of states, for words of all.")
     max_length: int = Field(128, ge=8, description="Pieces of a sequence; longer ones are cut and counted.")
     select: Literal["last", "dev", "switched-dev", "average"] = Field(
         "last", description="Checkpoint: the last, the best on dev or on switched dev, or the mean of the last half."
