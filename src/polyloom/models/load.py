@@ -21,8 +21,13 @@ from transformers.utils import logging
 from polyloom.core.errors import UserError
 from polyloom.core.files import read_json
 
-Kind = Literal["causal", "encoder", "seq2seq"]
-CLASSES = {"causal": "AutoModelForCausalLM", "encoder": "AutoModel", "seq2seq": "AutoModelForSeq2SeqLM"}
+Kind = Literal["causal", "encoder", "seq2seq", "classifier"]
+CLASSES = {
+    "causal": "AutoModelForCausalLM",
+    "encoder": "AutoModel",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "classifier": "AutoModelForSequenceClassification",
+}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError, SafetensorError)
 
@@ -47,7 +52,7 @@ def load_model(
 
     Args:
         source: a Hugging Face folder, or a hub id. The network is used for a hub id alone.
-        kind: `causal` decoder, `encoder` (no head) or `seq2seq`.
+        kind: `causal` decoder, `encoder` (no head), `seq2seq`, or `classifier` of texts and pairs.
         dtype: the parameters' type.
         trust_remote_code: run Python code that the checkpoint ships; off unless the user's flag turns it on.
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from polyloom.core.errors import UserError
 from polyloom.methods.match.data import Pair, Pairs, world_pairs
+from polyloom.methods.match.folder import load, save
 from polyloom.methods.match.index import add, exact_search, groups, load_index, make_index, near_duplicates, save_index
 from polyloom.methods.match.models import BASES, SIAMESE, Matcher, Shape, align, num_parameters
 from polyloom.methods.match.proofs import parameter_counts
@@ -39,9 +40,7 @@ from polyloom.methods.match.training import (
     contrastive,
     cosent,
     fit,
-    load,
     main_score,
-    save,
     stack,
 )
 from polyloom.methods.match.vectors import from_file, from_texts, read_vectors, sif_weights

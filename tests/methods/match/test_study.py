@@ -27,11 +27,13 @@ from polyloom.methods.match.config import (
     TrainConfig,
 )
 from polyloom.methods.match.data import Pair, world_pairs
+from polyloom.methods.match.explain import run_explain
 from polyloom.methods.match.export import export_numpy, export_onnx, onnx_error, run_export
+from polyloom.methods.match.folder import load, save
 from polyloom.methods.match.retrieval import run_dedupe, run_index, run_search
 from polyloom.methods.match.scorer import Scorer
-from polyloom.methods.match.study import run_evaluate, run_explain, run_train
-from polyloom.methods.match.training import Recipe, build, fit, load, main_score, save
+from polyloom.methods.match.study import run_evaluate, run_train
+from polyloom.methods.match.training import Recipe, build, fit, main_score
 from polyloom.models.load import save_model
 from polyloom.models.tokenizers import train_tokenizer
 from polyloom.runs.folder import Run

@@ -140,6 +140,14 @@ def test_prior_mixes_z_scores_and_never_sees_its_own_target() -> None:
     assert mix_prior(np.array([1.0, 2.0, 3.0]), prior, 0.0)[2] == pytest.approx(math.sqrt(1.5))
 
 
+def test_pivots_count_by_how_near_they_are() -> None:
+    gains = {"t": {"a": 9.0}, "u": {"a": 1.0, "b": 3.0}, "v": {"a": 4.0}, "w": {"b": 5.0}}
+    prior = popularity(gains, "t", ["a", "b", "c"], {"u": 1.0, "v": 0.5, "w": -0.2})
+    assert prior[:2].tolist() == pytest.approx([2.0, 3.0])
+    assert math.isnan(prior[2])
+    assert popularity(gains, "t", ["a"], {"u": 2.0, "v": 2.0}) == popularity(gains, "t", ["a"])
+
+
 def test_diversity_passes_over_copies() -> None:
     scores = np.array([1.0, 0.99, 0.9, 0.0])
     similarity = np.eye(4)

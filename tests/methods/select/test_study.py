@@ -129,6 +129,8 @@ def test_a_measured_prior_moves_the_ranking(run: Run, tmp_path: Path) -> None:
     gains.write_text("source,target,gain\nwrite_city,count_list,9\nsort_list,count_list,0\n", encoding="utf-8")
     config = RankConfig(**common(tmp_path), target=["classify the review"], transfers=str(gains), prior_weight=1.0)
     assert run_rank(config, run).tables["ranking"].rows[0][1] == "write_city"
+    pivots = config.model_copy(update={"prior": "pivots"})
+    assert run_rank(pivots, run).tables["ranking"].rows[0][1] == "write_city"
     gains.write_text("source,target,gain\nwrite_city,count_list,much\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"gains.csv:2: the gain 'much' is no number"):
         run_rank(config, run)
@@ -182,6 +184,7 @@ def test_references_and_transfers(run: Run, tmp_path: Path) -> None:
     # A source's gain is the same everywhere here, so the prior is the gold order.
     assert scalars["prior_ndcg"].value == pytest.approx(1.0)
     assert scalars["prior_regret"].value == pytest.approx(0.0)
+    assert float(scalars["pivots_ndcg"].value or 0) > float(scalars["similarity_ndcg"].value or 0)
 
 
 def test_published_selections(run: Run, real_data: Callable[[str], Path], tmp_path: Path) -> None:

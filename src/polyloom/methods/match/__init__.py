@@ -19,6 +19,7 @@ from polyloom.core.registry import Equation, Paper, RoomCard, TourStep, Verb
 
 if TYPE_CHECKING:
     from polyloom.methods.match.data import read_pairs, split_pairs, world_pairs
+    from polyloom.methods.match.folder import load, save
     from polyloom.methods.match.method import (
         FeatureAttention,
         SelectiveFeatureAttention,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from polyloom.methods.match.models import Matcher, Shape
     from polyloom.methods.match.scorer import Scorer
     from polyloom.methods.match.scores import compare_runs
-    from polyloom.methods.match.training import Recipe, fit, load, save
+    from polyloom.methods.match.training import Recipe, fit
 
 __all__ = [
     "CARD",
@@ -62,7 +63,8 @@ _METHOD, _CONFIG = f"{_ROOM}.method", f"{_ROOM}.config"
 _HOME = {
     **dict.fromkeys(("read_pairs", "split_pairs", "world_pairs"), f"{_ROOM}.data"),
     **dict.fromkeys(("Matcher", "Shape"), f"{_ROOM}.models"),
-    **dict.fromkeys(("Recipe", "fit", "load", "save"), f"{_ROOM}.training"),
+    **dict.fromkeys(("Recipe", "fit"), f"{_ROOM}.training"),
+    **dict.fromkeys(("load", "save"), f"{_ROOM}.folder"),
     "compare_runs": f"{_ROOM}.scores",
     "Scorer": f"{_ROOM}.scorer",
 }

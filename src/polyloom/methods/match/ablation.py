@@ -14,7 +14,8 @@ from polyloom.core.result import Result, Scalar, Series, Table
 from polyloom.methods.match.config import MatchStudyConfig
 from polyloom.methods.match.data import Pairs, leaks
 from polyloom.methods.match.loading import load_splits
-from polyloom.methods.match.models import SIAMESE, num_parameters
+from polyloom.methods.match.method import SelectiveFeatureAttention
+from polyloom.methods.match.models import SIAMESE, Matcher, num_parameters
 from polyloom.methods.match.proofs import as_scalars, proof_scalars
 from polyloom.methods.match.scores import Difference, compare_correlations, compare_runs, planted_null
 from polyloom.methods.match.training import Recipe, Trained, fit, main_score, targets
@@ -29,9 +30,11 @@ NAMES = {
     "mlp": "MLP of FA's size",
     "shuffled": "FA, gate shuffled",
     "equal": "SFA, no selection",
+    "reference": "SFA, released arithmetic",
     "senet": "SENet",
     "sknet": "SKNet",
 }
+FLOWS = ("sfa", "equal", "reference")
 NUM_SEARCH = 3
 NUM_EPOCHS = 8
 NUM_NULL = 500  # 100 trials are too few to tell 92 from 97
@@ -79,9 +82,35 @@ def _recipe(base: str, block: str, plan: Plan, is_world: bool) -> Recipe:
     return Recipe(base=base, block=block, epochs=plan.epochs.get(base, NUM_EPOCHS), **size)  # type: ignore[arg-type]
 
 
+class BranchGradients:
+    """Norms of the gradients of SFA's branches by epoch: does selection steady them, as the paper says?"""
+
+    def __init__(self) -> None:
+        self.norms: dict[int, list[list[float]]] = {}
+
+    def __call__(self, epoch: int, model: Matcher) -> None:
+        """Take a step's gradients in."""
+        block = model.the_block
+        assert isinstance(block, SelectiveFeatureAttention)
+        grads = [[p.grad for p in branch.parameters() if p.grad is not None] for branch in block.branches]
+        self.norms.setdefault(epoch, []).append([float(torch.nn.utils.get_total_norm(one)) for one in grads])
+
+    def means(self) -> list[list[float]]:
+        """Return the mean norm of each branch in each epoch, and behind them the norms' spread within the epoch."""
+        found = []
+        for rows in self.norms.values():
+            norms = np.asarray(rows)
+            spread = norms.std(0) / np.maximum(norms.mean(0), 1e-12)
+            found.append([*map(float, norms.mean(0)), float(spread.mean())])
+        return found
+
+
 def run_one(recipe: Recipe, splits: dict[str, Pairs], seed: int) -> dict[str, Any]:
     """Train once and return what the analysis needs of the test pairs: right or wrong, or the predictions."""
-    trained = fit(splits["train"], splits["valid"], recipe, seed)
+    flow = BranchGradients()
+    trained = fit(
+        splits["train"], splits["valid"], recipe, seed, after_backward=flow if recipe.block in FLOWS else None
+    )
     test = splits["test"]
     predicted = trained.predict(test.items)
     value: dict[str, Any] = {"score": main_score(trained, test, predicted), "seconds": trained.seconds}
@@ -93,6 +122,8 @@ def run_one(recipe: Recipe, splits: dict[str, Pairs], seed: int) -> dict[str, An
         value["right"] = "".join(str(int(a == b)) for a, b in zip(given, wanted, strict=True))
     else:
         value["predicted"] = [round(float(x), 6) for x in predicted]
+    if recipe.block in FLOWS:
+        value["gradients"] = flow.means()
     if recipe.block == "fa" and recipe.base in SIAMESE:
         value["gate"] = _gate_report(trained, test)
     return value
@@ -375,7 +406,24 @@ def _tables(
         tables["gates"] = Table(
             columns=["base", "mean gate", "spread over features", "spread over texts"], rows=gates, title="FA's gate e"
         )
-    return tables
+    return tables | _gradient_table(runs)
+
+
+def _gradient_table(runs: Runs) -> dict[str, Table]:
+    flows: list[Cells] = []
+    for base, blocks in runs.items():
+        for block in blocks:
+            if "gradients" in blocks[block][0]:
+                # Trainings may stop early: epochs that all of them had.
+                size = min(len(item["gradients"]) for item in blocks[block])
+                mean = np.mean([item["gradients"][:size] for item in blocks[block]], 0)
+                flows += [[base, NAMES[block], epoch + 1, *map(float, row)] for epoch, row in enumerate(mean)]
+    if not flows:
+        return {}
+    names = [f"branch {n + 1}" for n in range(len(flows[0]) - 4)]
+    columns = ["base", "block", "epoch", *names, "spread within the epoch"]
+    title = "Gradient norms of SFA's branches, mean of an epoch's steps"
+    return {"gradients": Table(columns=columns, rows=flows, title=title)}
 
 
 def _series(runs: Runs, found: dict[tuple[str, str], Difference]) -> dict[str, Series]:

@@ -10,7 +10,7 @@ from polyloom.core.config import Config, StudyConfig
 from polyloom.core.errors import UserError
 
 Base = Literal["bag", "gru", "lstm", "cnn", "encoder", "esim", "re2"]
-Block = Literal["none", "fa", "sfa", "mlp", "shuffled", "equal", "senet", "sknet"]
+Block = Literal["none", "fa", "sfa", "mlp", "shuffled", "equal", "reference", "senet", "sknet"]
 
 
 class DataConfig(Config):
@@ -67,6 +67,15 @@ class TrainConfig(DataConfig):
     batch_size: int = Field(64, ge=2, description="Pairs in a batch.")
     learning_rate: float | None = Field(None, gt=0, description="Adam's. [default: by base]")
     dropout: float = Field(0.3, ge=0, lt=1, description="Of word vectors and head.")
+    typos: float = Field(0.0, ge=0, le=1, description="Share of training words that are misspelled, anew each epoch.")
+    hard_negatives: float = Field(
+        0.0, ge=0, le=1, description="contrastive: share of a batch whose texts are near each other."
+    )
+    teacher: str | None = Field(
+        None, description="Folder of a larger model to learn from: a matcher, or a Hugging Face cross-encoder."
+    )
+    teacher_weight: float = Field(0.5, ge=0, le=1, description="Its weight against the gold labels.")
+    num_new_pairs: int = Field(0, ge=0, description="New pairs of the training texts that the teacher labels.")
 
 
 class EvaluateConfig(DataConfig):
@@ -75,6 +84,7 @@ class EvaluateConfig(DataConfig):
     model: str = Field(description="Folder of a trained matcher.")
     train: str | None = Field(None, description="The training pairs: test pairs that stand there too are counted.")
     split: Literal["test", "valid", "train", "all"] = Field("test", description="Of a file with splits, which one.")
+    typos: float = Field(0.0, ge=0, le=1, description="Share of words to misspell first.")
 
 
 class MatchStudyConfig(StudyConfig, DataConfig):
@@ -137,6 +147,7 @@ class ExportConfig(Config):
     output: str | None = Field(None, description="Folder to write to. [default: in the run]")
     int8: bool = Field(False, description="Keep word vectors as 8-bit numbers.")
     onnx: bool = Field(False, description="Write matcher.onnx too (extra: search).")
+    sentence_transformers: bool = Field(False, description="Write a folder that sentence-transformers opens.")
     rounds: int = Field(200, ge=10, description="Texts that latency is measured on.")
 
 
@@ -144,6 +155,7 @@ class ExplainConfig(Config):
     """`polyloom match explain`: which words and features carry a pair's score."""
 
     model: str = Field(description="Folder of a trained matcher.")
-    first: str = Field(description="First text.")
-    second: str = Field(description="Second text.")
+    first: str = Field("", description="First text.")
+    second: str = Field("", description="Second text.")
+    data: str | None = Field(None, description="Labelled pairs: what the block does class by class.")
     top: int = Field(10, ge=1, description="Features shown.")

@@ -19,10 +19,12 @@ from polyloom.core.result import Artifact, Result, Scalar
 from polyloom.methods.match import scorer as scorer_module
 from polyloom.methods.match.config import ExportConfig
 from polyloom.methods.match.data import Pair, world_pairs
+from polyloom.methods.match.folder import load
 from polyloom.methods.match.models import Matcher
 from polyloom.methods.match.scorer import Scorer
+from polyloom.methods.match.sentence_module import export_sentence_transformers
 from polyloom.methods.match.tokens import Vocabulary
-from polyloom.methods.match.training import Trained, load, stack
+from polyloom.methods.match.training import Trained, stack
 from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run
 
@@ -65,6 +67,7 @@ def export_numpy(trained: Trained, folder: Path, *, int8: bool = False) -> Path:
         "loss": trained.loss,
         "classes": trained.classes,
         "scale": list(trained.scale),
+        "temperature": trained.temperature,
         "known": trained.vocabulary.known,
         "lowercase": trained.vocabulary.lowercase,
         "num_buckets": trained.vocabulary.num_buckets,
@@ -166,7 +169,7 @@ def latency_milliseconds(exported: Scorer, texts: list[str]) -> dict[str, float]
 
 
 def run_export(config: ExportConfig, run: Run) -> Result:
-    """Write a matcher for numpy alone and, if asked, as ONNX; compare both with torch.
+    """Write a matcher for numpy alone and, if asked, as ONNX (compared with torch) and for sentence-transformers.
 
     Args:
         config: matcher and folder.
@@ -186,7 +189,7 @@ def run_export(config: ExportConfig, run: Run) -> Result:
     scalars: dict[str, Scalar] = {}
     verdicts = []
     known = trained.model.shape.base in NUMPY_BASES and trained.model.shape.block in NUMPY_BLOCKS
-    if known or not config.onnx:
+    if known or not (config.onnx or config.sentence_transformers):
         path = export_numpy(trained, folder, int8=config.int8)
         exported = Scorer(str(path))
         latency = latency_milliseconds(exported, [pair.first for pair in pairs])
@@ -205,6 +208,9 @@ def run_export(config: ExportConfig, run: Run) -> Result:
         scalars["onnx_error"] = Scalar(value=onnx_error(trained, path, pairs[:32]))
         scalars["onnx_bytes"] = Scalar(value=path.stat().st_size, unit="B")
         verdicts.append(f"ONNX differs from torch by at most {scalars['onnx_error'].value:.1e}.")
+    if config.sentence_transformers:
+        place = export_sentence_transformers(trained, folder / "sentence-transformers")
+        verdicts.append(f"SentenceTransformer({str(place)!r}, trust_remote_code=True) opens it beside Polyloom.")
     artifacts = {} if config.output else _artifacts(folder)
     return run.result(
         scalars=scalars,
@@ -219,8 +225,9 @@ def _artifacts(folder: Path) -> dict[str, Artifact]:
         "matcher.npz": ("application/zip", "The weights for numpy."),
         "scorer.py": ("text/x-python", "The scorer that reads them."),
         "matcher.onnx": ("application/octet-stream", "The matcher as ONNX."),
+        "sentence-transformers": ("inode/directory", "The folder for sentence-transformers."),
     }
-    found: dict[str, Any] = {name: kind for name, kind in kinds.items() if (folder / name).is_file()}
+    found: dict[str, Any] = {name: kind for name, kind in kinds.items() if (folder / name).exists()}
     return {
         name: Artifact(path=f"artifacts/{name}", media_type=media_type, description=description)
         for name, (media_type, description) in found.items()

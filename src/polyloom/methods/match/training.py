@@ -7,23 +7,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
 from polyloom.core.errors import UserError, closest
-from polyloom.core.files import read_json, replace_atomically, sha256_file, write_json
-from polyloom.core.seeding import derive_seed, numpy_generator
+from polyloom.core.seeding import derive_seed, numpy_generator, python_random
+from polyloom.methods.match.augmentation import hard_batches, misspell_all
+from polyloom.methods.match.calibration import best_threshold, fit_temperature, softmax
 from polyloom.methods.match.data import Pair, Pairs, Task, check_classes
 from polyloom.methods.match.method import Dropout
 from polyloom.methods.match.models import ALIGNED, Matcher, Shape
-from polyloom.methods.match.tokens import AnyVocabulary, build_vocabulary, load_vocabulary
+from polyloom.methods.match.tokens import AnyVocabulary, build_vocabulary
 from polyloom.methods.match.vectors import Initial
 from polyloom.metrics.statistics import spearman
 
@@ -31,7 +30,6 @@ Loss = Literal["softmax", "regression", "cosine", "cosent", "contrastive"]
 Floats = NDArray[np.float64]
 POSITIVE = ("1", "same", "entailment", "entails", "duplicate", "true", "yes")
 COSENT_SCALE, CONTRASTIVE_SCALE = 20.0, 20.0
-FORMAT_VERSION = 1
 RATES = {"bag": 6e-3}  # other bases 3e-3; chosen on validation pairs, see benchmarks/match.md
 AVERAGED_STEPS = 100  # about so many of the last steps' weights are averaged: single ones swing by points
 LEAST_RATE = 1 / 8  # of the first learning rate
@@ -57,6 +55,8 @@ class Recipe:
     floor: int = 60
     encoder: str = ""
     freeze: bool = False
+    typos: float = 0.0
+    hard_negatives: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -74,6 +74,8 @@ class Trained:
     classes: list[str]
     scale: tuple[float, float] = (0.0, 1.0)
     loss: Loss = "softmax"
+    temperature: float = 1.0
+    threshold: float | None = None
     curve: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -103,8 +105,7 @@ class Trained:
         """
         outputs = self.outputs(pairs)
         if self.loss == "softmax":
-            powers = np.exp(outputs - outputs.max(1, keepdims=True))
-            return np.asarray(powers / powers.sum(1, keepdims=True))
+            return softmax(outputs / self.temperature)
         if self.loss == "regression":
             low, high = self.scale
             return np.asarray(low + (high - low) / (1 + np.exp(-outputs[:, 0])))
@@ -184,7 +185,8 @@ def loss_of(model: Matcher, loss: Loss, ids: Tensor, target: Tensor) -> Tensor:
         return contrastive(model, ids, target)
     output = model(ids)
     if loss == "softmax":
-        return functional.cross_entropy(output, target.long())
+        # Chances of each class where a teacher has a say, else class numbers.
+        return functional.cross_entropy(output, target if target.ndim > 1 else target.long())
     if loss == "regression":
         return functional.binary_cross_entropy_with_logits(output[:, 0], target)
     return cosent(output, target) if loss == "cosent" else functional.mse_loss(output, target)
@@ -212,11 +214,25 @@ def main_score(trained: Trained, pairs: Pairs, predicted: Floats | None = None) 
     """Return accuracy for classes, Spearman's correlation for scores: what early stopping looks at."""
     predicted = trained.predict(pairs.items) if predicted is None else predicted
     if trained.loss == "softmax":
-        wanted = np.asarray([trained.classes.index(pair.label) for pair in pairs.items])
-        return float((predicted.argmax(1) == wanted).mean())
+        return float((predicted.argmax(1) == class_numbers(trained, pairs)).mean())
     wanted = targets(pairs, trained.classes, trained.loss).numpy()
     value = spearman(predicted, wanted)[0] if len(predicted) > 2 else 0.0
     return 0.0 if np.isnan(value) else value
+
+
+def class_numbers(trained: Trained, pairs: Pairs) -> NDArray[np.int64]:
+    """Return the numbers of the pairs' classes."""
+    return np.asarray([trained.classes.index(pair.label) for pair in pairs.items])
+
+
+def calibrate(trained: Trained, valid: Pairs) -> None:
+    """Choose on validation pairs what makes chances fit (the temperature), and from which score on a pair matches."""
+    if trained.loss == "softmax":
+        trained.temperature = fit_temperature(trained.outputs(valid.items), class_numbers(trained, valid))
+    match = None if trained.task == "scores" else match_scores(trained, trained.predict(valid.items))
+    positive = [is_positive(pair.label) for pair in valid.items]
+    if match is not None and any(positive):
+        trained.threshold = best_threshold(match, positive)
 
 
 def build(train: Pairs, recipe: Recipe, seed: int, initial: Initial | None = None) -> Trained:
@@ -305,6 +321,38 @@ class Average:
             mean.copy_(held)
 
 
+class _Rows:
+    """The training pairs as numbers, and the order of their batches in each epoch."""
+
+    def __init__(self, trained: Trained, train: Pairs, recipe: Recipe, seed: int) -> None:
+        self.trained, self.texts, self.recipe, self.seed = trained, train.texts(), recipe, seed
+        if recipe.hard_negatives and trained.loss != "contrastive":
+            hint = "Use --loss contrastive, or leave --hard-negatives out."
+            raise UserError("only the contrastive loss has negatives.", where="--hard-negatives", hint=hint)
+        self._number(self.texts)
+
+    def _number(self, texts: Sequence[str]) -> None:
+        ids = self.trained.number(texts)
+        self.lengths = [max(len(a), len(b)) for a, b in zip(ids[::2], ids[1::2], strict=True)]
+        self.padded = stack(ids).view(len(self.lengths), 2, -1)
+
+    def batches(self, epoch: int, rng: np.random.Generator) -> list[list[int]]:
+        """Return the rows of each batch of an epoch, whose words are misspelled anew where that is asked for."""
+        if self.recipe.typos:
+            self._number(misspell_all(self.texts, self.recipe.typos, python_random(self.seed, "typos", epoch)))
+        if self.recipe.hard_negatives and epoch:
+            # Before the first epoch the vectors are random and nobody is near.
+            vectors = self.trained.vectors(self.texts[1::2])
+            self.trained.model.train()
+            return hard_batches(vectors, self.recipe.batch_size, self.recipe.hard_negatives, rng)
+        return batches(self.lengths, self.recipe.batch_size, rng)
+
+    def stacked(self, rows: list[int]) -> Tensor:
+        """Return the numbered texts of some pairs, the first ones on the second ones."""
+        batch = self.padded[rows, :, : max(self.lengths[i] for i in rows)]
+        return batch.transpose(0, 1).flatten(0, 1)
+
+
 def _trainable(model: Matcher, recipe: Recipe) -> list[torch.nn.Parameter]:
     if recipe.freeze:
         model.embedding.requires_grad_(False)
@@ -322,6 +370,8 @@ def fit(
     *,
     initial: Initial | None = None,
     after_epoch: Callable[[int, float], None] | None = None,
+    soft: Tensor | None = None,
+    after_backward: Callable[[int, Matcher], None] | None = None,
 ) -> Trained:
     """Train a matcher and keep the weights of its best epoch on the validation pairs.
 
@@ -332,6 +382,8 @@ def fit(
         seed: of weights, order and dropout.
         initial: first vectors.
         after_epoch: called with the epoch and its validation score.
+        soft: targets of the training pairs in the place of their labels, as `distil.make_lesson` gives.
+        after_backward: called with the epoch (from 1) and the model while it holds a step's gradients.
 
     Raises:
         UserError: as `build`; no validation pairs.
@@ -341,11 +393,9 @@ def fit(
     if not valid.items:
         raise UserError("there are no validation pairs.", hint="Give more data, or a file with --valid.")
     model, loss = trained.model, trained.loss
-    target = targets(train, trained.classes, loss)
+    target = targets(train, trained.classes, loss) if soft is None else soft
     targets(valid, trained.classes, loss)
-    ids = trained.number(train.texts())
-    lengths = [max(len(a), len(b)) for a, b in zip(ids[::2], ids[1::2], strict=True)]
-    padded = stack(ids).view(len(lengths), 2, -1)
+    rows = _Rows(trained, train, recipe, seed)
     parameters = _trainable(model, recipe)
     optimiser = torch.optim.Adam(parameters, lr=recipe.rate, fused=True)
     # Without a floor, some unlucky early epochs halve the rate until nothing moves (ESIM on 32 pairs stopped so).
@@ -362,19 +412,20 @@ def fit(
         for epoch in range(recipe.epochs):
             model.train()
             total = 0.0
-            for rows in batches(lengths, recipe.batch_size, rng):
+            for chosen in rows.batches(epoch, rng):
                 optimiser.zero_grad()
-                batch = padded[rows, :, : max(lengths[i] for i in rows)]
-                value = loss_of(model, loss, batch.transpose(0, 1).flatten(0, 1), target[rows])
+                value = loss_of(model, loss, rows.stacked(chosen), target[chosen])
                 value.backward()  # type: ignore[no-untyped-call]
+                if after_backward:
+                    after_backward(epoch + 1, model)
                 torch.nn.utils.clip_grad_norm_(parameters, 10.0)
                 optimiser.step()
                 average.update()
-                total += value.item() * len(rows)
+                total += value.item() * len(chosen)
             average.swap()
             score = main_score(trained, valid)
             schedule.step(score)
-            trained.curve.append({"epoch": epoch + 1, "loss": total / len(lengths), "valid": score})
+            trained.curve.append({"epoch": epoch + 1, "loss": total / len(target), "valid": score})
             if after_epoch:
                 after_epoch(epoch + 1, score)
             waited = 0 if score > best else waited + 1
@@ -385,54 +436,6 @@ def fit(
                 break
     model.load_state_dict(kept)
     model.eval()
+    calibrate(trained, valid)
     trained.seconds = time.process_time() - started
     return trained
-
-
-def save(trained: Trained, folder: Path) -> None:
-    """Write a matcher: weights as safetensors, shape and vocabulary as JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
-    with replace_atomically(folder / "matcher.safetensors") as temporary:
-        save_file(state, str(temporary))
-    write_json(folder / "vocabulary.json", trained.vocabulary.to_json())
-    write_json(
-        folder / "matcher.json",
-        {
-            "format": FORMAT_VERSION,
-            "shape": trained.model.shape.to_json(),
-            "task": trained.task,
-            "classes": trained.classes,
-            "scale": list(trained.scale),
-            "loss": trained.loss,
-        },
-    )
-
-
-def load(folder: Path) -> Trained:
-    """Read a matcher back.
-
-    Raises:
-        UserError: no matcher there, one of a newer format, or weights that do not fit its shape.
-    """
-    if not (folder / "matcher.json").is_file():
-        hint = "Train one with: polyloom match train --output DIR"
-        raise UserError("holds no matcher (matcher.json).", where=str(folder), hint=hint)
-    value: dict[str, Any] = read_json(folder / "matcher.json")
-    if value.get("format") != FORMAT_VERSION:
-        what = f"has format {value.get('format')}; this Polyloom reads {FORMAT_VERSION}."
-        raise UserError(what, where=str(folder / "matcher.json"))
-    model = Matcher(Shape(**value["shape"]))
-    try:
-        model.load_state_dict(load_file(str(folder / "matcher.safetensors")))
-    except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"its weights do not fit: {reason}", where=str(folder)) from error
-    vocabulary = load_vocabulary(read_json(folder / "vocabulary.json"))
-    scale = (float(value["scale"][0]), float(value["scale"][1]))
-    return Trained(model.eval(), vocabulary, value["task"], value["classes"], scale, value["loss"])
-
-
-def fingerprint(folder: Path) -> str:
-    """Return what tells one trained matcher from another."""
-    return sha256_file(folder / "matcher.safetensors")

@@ -45,6 +45,9 @@ class RankConfig(TargetConfig):
     """`polyloom select rank`: the tasks of a pool, ranked for a target by instructions alone."""
 
     transfers: str | None = Field(None, description="CSV of measured gains (source,target,gain) for a prior.")
+    prior: Literal["popularity", "pivots"] = Field(
+        "popularity", description="Gains on other targets: their mean, or weighted by how near those are to this one."
+    )
     prior_weight: float = Field(0.5, ge=0, le=1, description="Weight of the prior where --transfers is given.")
     exclude_same_source: bool = Field(False, description="Leave out tasks made from the target's own data set.")
     diversify: bool = Field(False, description="Choose by maximal marginal relevance instead of score alone.")

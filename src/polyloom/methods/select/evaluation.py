@@ -25,7 +25,7 @@ from polyloom.methods.select.method import (
     rank_biased_overlap,
     regret,
 )
-from polyloom.methods.select.scoring import cache_folder, rank_ids, score_pool
+from polyloom.methods.select.scoring import cache_folder, nearness_of, rank_ids, score_pool
 from polyloom.methods.select.study import read_transfers
 from polyloom.methods.select.target import load_pool
 from polyloom.metrics.statistics import bootstrap_interval, spearman
@@ -284,9 +284,12 @@ def _judge_reference(
 def _judge_transfers(
     config: EvaluateConfig, pool: Pool, scalars: dict[str, Scalar], tables: dict[str, Table], verdicts: list[str]
 ) -> None:
-    """Compare rankings with measured gains: NDCG, Spearman and regret, for similarity, prior, their mix and random."""
+    """Compare rankings with measured gains: NDCG, Spearman and regret, for similarity, prior, both mixed, and random.
+
+    `pivots` mixes similarity with gains weighted by how near their targets are.
+    """
     gains = read_transfers(str(config.transfers))
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in ("similarity", "prior", "mix", "random")}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in ("similarity", "prior", "pivots", "mix", "random")}
     judged = 0
     for target, row in gains.items():
         names = [name for name in row if name != target]
@@ -299,8 +302,11 @@ def _judge_transfers(
         said = pool.tasks[pool.place(target)].instructions
         scores = score_pool(said, rest, config.scorers, config.aggregation, cache=cache_folder(config.cache)).fused
         prior = popularity(gains, target, rest.ids)
+        near = nearness_of(said, pool, list(gains), config.scorers[0], cache_folder(config.cache))
+        pivots = popularity(gains, target, rest.ids, near)
         noise = np.random.default_rng(config.seed + judged).random(len(rest.tasks))
         rankings = {"similarity": scores, "prior": np.nan_to_num(prior, nan=-1e9), "random": noise}
+        rankings["pivots"] = mix_prior(scores, pivots) if np.isfinite(pivots).any() else scores
         rankings["mix"] = mix_prior(scores, prior) if np.isfinite(prior).any() else scores
         for name, values in rankings.items():
             found[name].append(_transfer_measures(values, rest.ids, row, config.k))

@@ -109,18 +109,29 @@ def z_scores(x: Float[Array, "n"]) -> Float[Array, "n"]:
     return np.asarray((x - np.nanmean(x)) / spread if spread > 0 else np.zeros(len(x)))
 
 
-def popularity(gains: Mapping[str, Mapping[str, float]], target: str, tasks: Sequence[str]) -> Float[Array, "tasks"]:
+def popularity(
+    gains: Mapping[str, Mapping[str, float]],
+    target: str,
+    tasks: Sequence[str],
+    nearness: Mapping[str, float] | None = None,
+) -> Float[Array, "tasks"]:
     """Return the mean gain that each source gave to targets other than this one; NaN where none was measured.
 
     Args:
         gains: target -> source -> gain.
         target: left out, so that the prior never sees what it is judged by.
         tasks: sources in the wanted order.
+        nearness: weights of the other targets, each as near to this one as its instructions are: they are then the
+            pivots of TaskShop (arXiv 2305.16256), and a gain counts by how like the target its own target is.
+
+    Returns:
+        A value for each task.
     """
     means = []
     for task in tasks:
-        seen = [row[task] for name, row in gains.items() if name not in (target, task) and task in row]
-        means.append(float(np.mean(seen)) if seen else math.nan)
+        seen = {name: row[task] for name, row in gains.items() if name not in (target, task) and task in row}
+        weights = [1.0 if nearness is None else max(0.0, nearness.get(name, 0.0)) for name in seen]
+        means.append(float(np.average(list(seen.values()), weights=weights)) if sum(weights) > 0 else math.nan)
     return np.array(means)
 
 

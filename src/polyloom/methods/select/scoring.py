@@ -159,6 +159,30 @@ def lexical_index(texts: Sequence[str], kind: Lexical, cache: Path | None) -> Le
     return index
 
 
+def nearness_of(
+    target: Sequence[str],
+    pool: Pool,
+    names: Sequence[str],
+    scorer: str,
+    cache: Path | None = None,
+) -> dict[str, float]:
+    """Return how near some tasks of a pool are to a target: the mean similarity of their instructions, by one scorer.
+
+    Args:
+        target: cleaned instructions.
+        pool: holds the tasks; names that it does not know have no nearness.
+        names: the tasks.
+        scorer: its name.
+        cache: folder of cached embeddings and indexes.
+    """
+    known = set(names) & set(pool.ids)
+    if not known:
+        return {}
+    part = pool.without([i for i, name in enumerate(pool.ids) if name not in known])
+    scores = score_pool(target, part, [scorer], cache=cache).scores[0]
+    return dict(zip(part.ids, map(float, scores), strict=True))
+
+
 def rank_ids(scores: NDArray[np.float64], ids: Sequence[str]) -> list[str]:
     """Return the ids from best to worst."""
     return [ids[i] for i in order_by(scores)]

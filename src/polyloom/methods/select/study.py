@@ -34,7 +34,7 @@ from polyloom.methods.select.method import (
     popularity,
     ranks_of,
 )
-from polyloom.methods.select.scoring import Scored, cache_folder, rank_ids, score_pool
+from polyloom.methods.select.scoring import Scored, cache_folder, nearness_of, rank_ids, score_pool
 from polyloom.methods.select.target import Target, language_notes, resolve, without_source
 from polyloom.runs.folder import Run
 
@@ -69,7 +69,9 @@ def run_rank(config: RankConfig, run: Run) -> Result:
     notes = [*pool.notes, *found.notes, *language_notes(target, pool, config.scorers)]
     if config.transfers:
         gains = read_transfers(config.transfers)
-        prior = popularity(gains, target.name, pool.ids)
+        cache = cache_folder(config.cache)
+        near = nearness_of(target.instructions, pool, list(gains), config.scorers[0], cache)
+        prior = popularity(gains, target.name, pool.ids, near if config.prior == "pivots" else None)
         if not np.isfinite(prior).any():
             raise UserError("measures no task of the pool.", where=config.transfers, hint="Its sources are task ids.")
         scores = mix_prior(scores, prior, config.prior_weight)

@@ -51,6 +51,15 @@ class TransferTrainConfig(Config):
     pretrain_epochs: int = Field(1, ge=0, description="Passes over that text; 0 leaves the encoder as it is.")
     vocabulary: int = Field(4000, ge=300, description="tiny: pieces of the tokenizer, trained on that text.")
     lora_rank: int = Field(0, ge=0, description="Train low-rank updates of the encoder alone (peft); 0 trains it all.")
+    adapter_width: int = Field(
+        0, ge=0, description="Train bottleneck adapters of this width behind the frozen encoder's layers; 0: none."
+    )
+    language_texts: list[str] = Field(
+        [], description="LANGUAGE=FILE: raw text that an adapter of the language learns first (MAD-X)."
+    )
+    teacher_weight: float = Field(
+        0.0, ge=0, description="Train a second time, towards what the first model says (xTune's second stage)."
+    )
     trust_remote_code: bool = Field(False, description="Run Python code that a checkpoint ships.")
 
     rate: float = Field(0.5, ge=0, le=1, description="Share of the words that are switched.")
@@ -64,6 +73,9 @@ class TransferTrainConfig(Config):
     )
     among: Literal["all", "covered", "outside"] = Field("all", description="Words that the rate counts.")
     sync_pairs: bool = Field(False, description="Switch a word of a pair alike in both sentences.")
+    inflect: list[str] = Field(
+        [], description="LANGUAGE=FILE: treebanks whose forms translations take, by the features of the source's trees."
+    )
     consistency: float = Field(0.0, ge=0, description="Weight of the symmetric KL of a text and its switched form.")
 
     mixup: float = Field(0.5, ge=0, le=1, description="xmixup: share of the translation in the mixed states.")
@@ -84,7 +96,7 @@ class TransferTrainConfig(Config):
     learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
     warmup: float = Field(0.0, ge=0, lt=1, description="Share of the steps with growing learning rate.")
-    dropout: float = Field(0.1, ge=0, lt=1, description="Of the heads; of embeddings and states for words.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Of the heads; for tiny also of states, for words of all.")
     max_length: int = Field(128, ge=8, description="Pieces of a sequence; longer ones are cut and counted.")
     select: Literal["last", "dev", "switched-dev", "average"] = Field(
         "last", description="Checkpoint: the last, the best on dev or on switched dev, or the mean of the last half."
@@ -112,6 +124,10 @@ class TransferEvaluateConfig(Config):
     xtreme: Literal["none", "xnli", "pawsx", "panx", "udpos"] = Field(
         "none", description="Write predictions as this task's folder of an XTREME submission."
     )
+    tree_check: bool = Field(
+        False, description="Score with random, chained and flat trees and without parts of speech, too."
+    )
+    attention: bool = Field(False, description="Measure how much attention goes to neighbours in the tree.")
     batch_size: int = Field(64, ge=1, description="Examples in a forward pass.")
     device: Device = Field("auto", description="Where to run.")
 

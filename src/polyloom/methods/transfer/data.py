@@ -22,6 +22,7 @@ from polyloom.data.world.render import Token, bio
 from polyloom.data.world.trees import tree
 from polyloom.methods.transfer.config import TransferTrainConfig
 from polyloom.methods.transfer.induction import InductionOptions, induce
+from polyloom.methods.transfer.inflection import Inflector, read_inflector
 from polyloom.methods.transfer.lexicon import count_hits, lexicon_notices, open_lexicons, world_lexicon
 
 WORLD = "world"
@@ -48,6 +49,7 @@ class Data:
     translations: dict[str, list[Example]] = field(default_factory=dict)
     texts: list[tuple[str, ...]] = field(default_factory=list)
     has_trees: bool = False
+    inflector: Inflector | None = None
     notices: list[str] = field(default_factory=list)
 
 
@@ -108,6 +110,12 @@ def read_data(config: TransferTrainConfig, needs_trees: bool) -> Data:
     data.notices = [f"{count} {what}." for what, count in notices.items()]
     _add_trees(data, split_specs(config.trees, "--trees"), needs_trees)
     _add_lexicons(data, config.dictionaries)
+    if config.inflect:
+        source = split_specs(config.trees, "--trees").get(config.language, [])
+        if not source:
+            hint = f"Add --trees {config.language}=FILE."
+            raise UserError("forms are chosen by the features of the source's trees.", where="--inflect", hint=hint)
+        data.inflector = read_inflector(source, split_specs(config.inflect, "--inflect"))
     data.texts = read_texts(config.pretrain) if config.pretrain else data.texts
     return data
 

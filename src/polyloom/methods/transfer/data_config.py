@@ -43,6 +43,9 @@ class SwitchConfig(Config):
     protect: list[str] = Field(
         [], description="Words that never change: numbers, urls, placeholders, signs, labels, or an expression."
     )
+    inflect: list[str] = Field(
+        [], description="LANGUAGE=FILE: treebanks whose forms translations take, by the features in --trees."
+    )
     phrases: bool = Field(False, description="Make one word of each phrase that a dictionary has, such as New York.")
     weights: list[str] = Field([], description="LANGUAGE=NUMBER: how often a language is drawn. [default: 1 each]")
     frequency_text: list[str] = Field(

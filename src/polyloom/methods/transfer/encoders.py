@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from polyloom.core.errors import UserError
 from polyloom.core.seeding import derive_seed, numpy_generator
 from polyloom.data.records import Example, Sentence
+from polyloom.methods.transfer.adapters import Adapters
 from polyloom.methods.transfer.config import TransferTrainConfig
-from polyloom.methods.transfer.data import Data
+from polyloom.methods.transfer.data import Data, read_texts, split_specs
 from polyloom.methods.transfer.models import Batch, WordEncoder
 from polyloom.methods.transfer.sequences import IGNORED, Pieces, Sequencer, Targets, TokenizerPieces, WordPieces
 from polyloom.methods.transfer.training import batch_rows
@@ -40,6 +41,8 @@ class Start:
     encoder: PreTrainedModel | WordEncoder
     pieces: Pieces
     tokenizer: PreTrainedTokenizerBase | None = None
+    languages: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Weights of the adapters of each language that has text of its own."""
 
 
 def make_start(config: TransferTrainConfig, data: Data, seed: int, folder: Path, **hooks: Any) -> Start:
@@ -78,7 +81,61 @@ def make_start(config: TransferTrainConfig, data: Data, seed: int, folder: Path,
     start = Start(model, TokenizerPieces(tokenizer, model), tokenizer)
     if reads:
         learn_masked(start, data.texts, config, seed, folder, **hooks)
+    start.languages = {
+        code: learn_language(start, code, read_texts([str(path) for path in paths]), config, seed, folder)
+        for code, paths in split_specs(config.language_texts, "--language-texts").items()
+    }
+    if config.encoder == "tiny":
+        set_dropout(model, config.dropout)
     return start
+
+
+def set_dropout(model: PreTrainedModel, share: float) -> None:
+    """Set the dropout of a BERT's states, in place; its graph takes the same. Attention weights keep theirs.
+
+    The tiny encoder is built without: one pass over unlabelled text needs none, many passes over few labels do.
+    """
+    model.config.hidden_dropout_prob = share
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and not name.endswith("attention.self.dropout"):
+            module.p = share
+
+
+def learn_language(
+    start: Start,
+    code: str,
+    texts: Sequence[tuple[str, ...]],
+    config: TransferTrainConfig,
+    seed: int,
+    folder: Path,
+) -> Mapping[str, Tensor]:
+    """Train the adapters of a language on raw text, behind the frozen encoder.
+
+    Args:
+        start: the encoder; unchanged afterwards.
+        code: of the language.
+        texts: its sentences.
+        config: adapters' width and passes.
+        seed: of fresh weights and masks.
+        folder: for checkpoints.
+
+    Returns:
+        The adapters' weights by name.
+
+    Raises:
+        UserError: there are no adapters to train, or the encoder is `words`.
+    """
+    if not config.adapter_width or not isinstance(start.encoder, PreTrainedModel):
+        hint = "Give --adapter-width, and an --encoder other than words."
+        raise UserError("a language's text needs adapters.", where="--language-texts", hint=hint)
+    adapters = Adapters(start.encoder, config.adapter_width, [code], seed)
+    adapters.task.requires_grad_(False)
+    adapters.languages.requires_grad_(True)
+    adapters.use(code)
+    learn_masked(start, texts, config, seed, folder / code, adapters=adapters)
+    adapters.remove()
+    start.encoder.requires_grad_(True)
+    return {name: value.detach().cpu() for name, value in adapters.languages[code].state_dict().items()}
 
 
 def known_words(data: Data) -> Iterable[str]:
@@ -96,10 +153,11 @@ def known_words(data: Data) -> Iterable[str]:
 class MaskedModel(nn.Module):
     """An encoder with the head of masked language modelling; its output embedding is the input embedding."""
 
-    def __init__(self, encoder: PreTrainedModel, seed: int) -> None:
+    def __init__(self, encoder: PreTrainedModel, seed: int, adapters: Adapters | None = None) -> None:
         """Draw the head."""
         super().__init__()
         self.encoder = encoder
+        self.adapters = adapters
         embedding: Any = encoder.get_input_embeddings()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "masked head"))
@@ -125,6 +183,7 @@ def learn_masked(
     config: TransferTrainConfig,
     seed: int,
     folder: Path,
+    adapters: Adapters | None = None,
     on_step: Callable[[int], Any] | None = None,
     on_log: Callable[..., None] | None = None,
     check_stop: Callable[[], None] | None = None,
@@ -148,7 +207,7 @@ def learn_masked(
         batch = sequencer.batch([examples[i] for i in rows_at(step)])
         return mask_pieces(batch, mask, len(start.tokenizer or ()), start.pieces.layout, seed, step)
 
-    model = MaskedModel(start.encoder, seed).to(choose_device(config.device))
+    model = MaskedModel(start.encoder, seed, adapters).to(choose_device(config.device))
     is_tiny = config.encoder == "tiny"
     settings = TrainConfig(
         seed=seed,

@@ -64,6 +64,7 @@ def run_study(config: TransferStudyConfig, run: Run) -> Result:
         graph_heads=2,
         epochs=profile.epochs,
         learning_rate=2e-3,
+        dropout=0.0,
         save="none",
         device="cpu",
     )

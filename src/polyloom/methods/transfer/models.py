@@ -17,6 +17,7 @@ from polyloom.core.errors import UserError
 from polyloom.core.files import read_json, replace_atomically, write_json
 from polyloom.core.seeding import derive_seed
 from polyloom.data.records import OUTSIDE, Example
+from polyloom.methods.transfer.adapters import Adapters
 from polyloom.methods.transfer.adaptor import SyntaxAdaptor, word_embeddings
 from polyloom.methods.transfer.sequences import (
     IGNORED,
@@ -111,6 +112,8 @@ class TransferModel(nn.Module):
         targets: Targets,
         *,
         syntax: Syntax | None = None,
+        adapter_width: int = 0,
+        languages: Sequence[str] = (),
         dropout: float = 0.1,
         seed: int = 0,
     ) -> None:
@@ -120,6 +123,8 @@ class TransferModel(nn.Module):
             encoder: is changed in training.
             targets: names of classes and tags.
             syntax: the adaptor's settings; None for no adaptor.
+            adapter_width: of bottleneck adapters, which freeze the encoder; 0 for none.
+            languages: that have adapters of their own.
             dropout: of the heads.
             seed: of the new parameters.
 
@@ -140,6 +145,7 @@ class TransferModel(nn.Module):
             self.token = nn.Linear(width, len(targets.tags)) if targets.tags else None
             torch.manual_seed(derive_seed(seed, "adaptor"))
             self.adaptor = _adaptor(encoder, syntax) if syntax else None
+        self.adapters = _adapters(encoder, adapter_width, languages, seed) if adapter_width else None
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, batch: Batch) -> Outputs:
@@ -202,6 +208,12 @@ def _adaptor(encoder: PreTrainedModel | WordEncoder, syntax: Syntax) -> SyntaxAd
     )
 
 
+def _adapters(encoder: PreTrainedModel | WordEncoder, width: int, languages: Sequence[str], seed: int) -> Adapters:
+    if isinstance(encoder, WordEncoder):
+        raise UserError("the encoder `words` has no layers to adapt.", where="--adapter-width")
+    return Adapters(encoder, width, languages, seed)
+
+
 def task_loss(outputs: Outputs, batch: Batch) -> Tensor:
     """Return L_intent + L_slot, each where the task has it: means over sequences and over words."""
     losses = []
@@ -231,13 +243,15 @@ def predict(
     Args:
         model: in evaluation mode afterwards.
         sequencer: of the model's encoder.
-        examples: labels are not read.
+        examples: of one language; labels are not read.
         batch_size: of a forward pass; the outputs do not depend on it.
 
     Returns:
         Predictions in the order of the examples; words that were cut off get `O`.
     """
     model.eval()
+    if model.adapters is not None and examples:
+        model.adapters.use(examples[0].language)
     device = next(model.parameters()).device
     order = sorted(range(len(examples)), key=lambda i: sum(len(one.words) for one in examples[i].sentences))
     labels, tags = [""] * len(examples), [()] * len(examples)  # type: tuple[list[str], list[tuple[str, ...]]]
@@ -302,6 +316,8 @@ def save_transfer(
             "labels": model.targets.labels,
             "tags": model.targets.tags,
             "syntax": asdict(model.syntax) if model.syntax else None,
+            "adapter_width": model.adapters.bottleneck if model.adapters else 0,
+            "languages": list(model.adapters.languages) if model.adapters else [],
             "max_length": sequencer.max_length,
             "words": vocabulary,
             "width": width,
@@ -342,7 +358,14 @@ def load_transfer(folder: Path) -> Loaded:
     else:
         encoder = load_model(folder / "encoder", "encoder")
         pieces = TokenizerPieces(load_tokenizer(folder / "encoder", encoder), encoder)
-    model = TransferModel(encoder, targets, syntax=syntax, dropout=0.0)
+    model = TransferModel(
+        encoder,
+        targets,
+        syntax=syntax,
+        adapter_width=about.get("adapter_width", 0),
+        languages=about.get("languages", ()),
+        dropout=0.0,
+    )
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     if unexpected or any(not name.startswith("encoder.") for name in missing):
         raise UserError("its weights do not fit its description.", where=str(folder))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from polyloom.methods.transfer.training import (
     merge_lora,
     parameter_count,
     steps_of,
-    train_arm,
+    train_stages,
 )
 from polyloom.metrics.tagging import Counts, exact_counts, label_counts, score, span_counts, word_counts
 from polyloom.models.device import pin_threads
@@ -160,7 +160,9 @@ def run_protocol(config: TransferTrainConfig, data: Data, run: Run) -> tuple[Tar
     _, steps = steps_of(len(data.train), config)
     reading = -(-len(data.texts) // PRETRAIN_BATCH) * config.pretrain_epochs if config.encoder == "tiny" else 0
     outcomes = []
-    with run.progress("training", config.num_seeds * (len(arms) * steps + reading)) as advance:
+    with run.progress(
+        "training", config.num_seeds * (len(arms) * steps * (2 if config.teacher_weight else 1) + reading)
+    ) as advance:
         bench = Bench(config, data, targets, run, advance)
         for number in range(config.num_seeds):
             # The encoder is made when the first arm needs it: a resumed run may need none.
@@ -194,11 +196,21 @@ def _work(bench: Bench, name: str, arm: Arm, number: int, make: Callable[[], Sta
     config, data, targets, run = bench.config, bench.data, bench.targets, bench.run
     seed, start = _seed(bench, number), make()
     aids = make_aids(config, data, start)
-    materials = Materials(start.encoder, start.pieces, data.train, targets, data.lexicons, aids, data.translations)
+    materials = Materials(
+        start.encoder,
+        start.pieces,
+        data.train,
+        targets,
+        data.lexicons,
+        aids,
+        data.translations,
+        start.languages,
+        data.source,
+    )
     folder = run.checkpoints / f"{name}-seed{number}"
     log = partial(run.log, arm=name, seed=number)
     began = time.process_time()
-    built, snapshots = train_arm(
+    built, snapshots = train_stages(
         arm, materials, config, seed, folder, on_log=log, on_step=bench.advance, check_stop=run.check_stop
     )
     chosen, oracle = choose_epoch(built, snapshots, config, data, targets, aids, seed)
@@ -233,16 +245,17 @@ def _realised(arm: Arm, config: TransferTrainConfig, data: Data, targets: Target
 
 
 def make_aids(config: TransferTrainConfig, data: Data, start: Start) -> Aids:
-    """Return what the choice of a translation needs: counts of the text's words, or vectors of the encoder's own."""
+    """Return what a translation's choice needs: counts of the text's words, or the encoder's vectors; and the forms."""
+    aids = Aids(inflect=data.inflector)
     if config.choose == "freq":
         words = [word for text in data.texts for word in text]
         names, numbers = np.unique(np.asarray(words), return_counts=True)
-        return Aids(frequency=dict(zip(names.tolist(), map(float, numbers), strict=True)))
+        return replace(aids, frequency=dict(zip(names.tolist(), map(float, numbers), strict=True)))
     if config.choose == "sense" and isinstance(start.encoder, PreTrainedModel):
         embedding: Any = start.encoder.get_input_embeddings()
         table = embedding.weight.detach().float().cpu().numpy()
-        return Aids(embed=lambda word: np.asarray(table[list(start.pieces(word))].mean(0)))
-    return Aids()
+        return replace(aids, embed=lambda word: np.asarray(table[list(start.pieces(word))].mean(0)))
+    return aids
 
 
 def choose_epoch(

@@ -20,6 +20,7 @@ from polyloom.data.treebanks import read_conllu
 from polyloom.methods.transfer.arms import find_arms
 from polyloom.methods.transfer.config import TransferEvaluateConfig, TransferTrainConfig
 from polyloom.methods.transfer.data import Data, read_data, split_specs, tree_index, unique_ids, with_trees
+from polyloom.methods.transfer.diagnosis import attention_mass, attention_table, dictionary_report, tree_check
 from polyloom.methods.transfer.models import Loaded, Predictions, load_transfer, predict
 from polyloom.methods.transfer.protocol import measure, metric_names, run_protocol, unknown_labels
 from polyloom.methods.transfer.results import (
@@ -36,6 +37,7 @@ from polyloom.methods.transfer.results import (
     slug,
     verdicts_of,
 )
+from polyloom.methods.transfer.sequences import Sequencer
 from polyloom.metrics.statistics import Interval
 from polyloom.metrics.tagging import Counts, bootstrap_score, score
 from polyloom.models.device import choose_device, pin_threads
@@ -90,14 +92,17 @@ def compare(
     tables["notices"] = Table(
         columns=["notice"], rows=[[one] for one in data.notices], title="What was found in the data"
     )
+    lexical = dictionary_report(groups, data, metrics[0])
+    tables |= lexical.tables
     num_cut = max(one.num_cut for one in outcomes)
     scalars = scalars_of(groups, data.source, languages, metrics, config.seed) if languages else {}
     return run.result(
         scalars=scalars
+        | lexical.scalars
         | dict(extra_scalars or {})
         | {"num_cut_sequences": Scalar(value=num_cut), "num_seeds": Scalar(value=config.num_seeds)},
         tables=tables,
-        series=language_series(groups, languages, metrics[0]) | difference_series(compared),
+        series=language_series(groups, languages, metrics[0]) | difference_series(compared) | lexical.series,
         artifacts=_models(run),
         verdicts=verdicts_of(compared, metrics[0], config.num_seeds)
         or ["There is no target test file: models were trained."],
@@ -164,6 +169,10 @@ def run_evaluate(config: TransferEvaluateConfig, run: Run) -> Result:
         cells = [row[2] for row in tables["generalised"].rows if row[0] != row[1]]
         if cells:
             scalars["generalised_accuracy"] = Scalar(value=float(np.mean(np.asarray(cells, dtype=float))), unit="%")
+    if config.tree_check or config.attention:
+        more, found = _inside(loaded, tests, config, names[0])
+        tables |= more
+        scalars |= found
     tables["notices"] = Table(columns=["notice"], rows=[[one] for one in notices], title="What was found in the data")
     return run.result(
         scalars=scalars,
@@ -172,6 +181,31 @@ def run_evaluate(config: TransferEvaluateConfig, run: Run) -> Result:
         verdicts=[_gap_verdict(scalars, names[0], targets, config.source)],
         limitations=["Intervals are over the sentences of each file (1,000 bootstrap resamples), for this one model."],
     )
+
+
+def _inside(
+    loaded: Loaded, tests: Mapping[str, Sequence[Example]], config: TransferEvaluateConfig, metric: str
+) -> tuple[dict[str, Table], dict[str, Scalar]]:
+    """Look at what a model with a graph makes of its trees.
+
+    Raises:
+        UserError: the model has no graph.
+    """
+    if loaded.model.syntax is None:
+        option = "--tree-check" if config.tree_check else "--attention"
+        raise UserError("the model has no graph that could read a tree.", where=option, hint="Name a syn arm's model.")
+
+    def judge(sequencer: Sequencer, examples: Sequence[Example]) -> float:
+        said = predict(loaded.model, sequencer, examples, config.batch_size)
+        return 100 * score(measure(said, examples, loaded.model.targets)[metric])
+
+    tables: dict[str, Table] = {}
+    scalars: dict[str, Scalar] = {}
+    if config.tree_check:
+        tables["trees"], scalars = tree_check(loaded, tests, judge, metric, config.seed)
+    if config.attention:
+        tables["attention"] = attention_table({code: attention_mass(loaded, one) for code, one in tests.items()})
+    return tables, scalars
 
 
 def average(loaded: Loaded, others: Sequence[Loaded]) -> None:

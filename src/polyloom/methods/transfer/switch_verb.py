@@ -18,7 +18,9 @@ from polyloom.data.labelled import from_record, read_labelled
 from polyloom.data.records import Example, Sentence, split_words
 from polyloom.data.treebanks import join_trees, read_conllu
 from polyloom.data.world import NOTICE, World, records
+from polyloom.methods.transfer.data import split_specs
 from polyloom.methods.transfer.data_config import SwitchConfig
+from polyloom.methods.transfer.inflection import Inflector, read_inflector
 from polyloom.methods.transfer.lexicon import (
     Hits,
     count_hits,
@@ -94,8 +96,8 @@ def run_switch(config: SwitchConfig, run: Run) -> Result:
         ],
         limitations=[
             *(f"{number} {what}." for what, number in notices.items()),
-            "A translation is put in the place of its word as it stands in the dictionary: order, inflection and case "
-            "stay those of the source language.",
+            "A translation is put in the place of its word, in the source's order"
+            + (", in a form of the treebank where one agrees." if config.inflect else ", as the dictionary has it."),
             *([NOTICE] if config.data == "world" else []),
         ],
     )
@@ -171,6 +173,19 @@ def _lexicons(config: SwitchConfig) -> dict[str, Dictionary]:
 
 
 def _aids(config: SwitchConfig) -> Aids:
+    return replace(_choice_aids(config), inflect=_inflector(config))
+
+
+def _inflector(config: SwitchConfig) -> Inflector | None:
+    if not config.inflect:
+        return None
+    if config.trees is None:
+        hint = "Add --trees FILE of the source language."
+        raise UserError("forms are chosen by the features of the source's trees.", where="--inflect", hint=hint)
+    return read_inflector([config.trees], split_specs(config.inflect, "--inflect"))
+
+
+def _choice_aids(config: SwitchConfig) -> Aids:
     if config.choose == "freq" and config.frequency_text:
         return Aids(Counter(word for name in config.frequency_text for word in split_words(read_text(Path(name)))))
     if config.choose not in ("freq", "sense") or config.model is None:

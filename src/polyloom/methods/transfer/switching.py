@@ -25,6 +25,7 @@ from polyloom.core.errors import UserError, closest
 from polyloom.core.seeding import python_random
 from polyloom.data.dictionaries import Translation
 from polyloom.data.records import OUTSIDE, Example, Sentence
+from polyloom.methods.transfer.inflection import Inflector
 from polyloom.methods.transfer.lexicon import Lexicons, upos_of
 
 Mode = Literal["count", "cosda", "paper"]
@@ -127,10 +128,14 @@ Embed = Callable[[str], "NDArray[np.float32]"]
 
 @dataclass(frozen=True)
 class Aids:
-    """What `choose` may need: frequencies of target words (`freq`), vectors of words in both languages (`sense`)."""
+    """What `choose` may need: frequencies of target words (`freq`), vectors of words in both languages (`sense`).
+
+    `inflect` puts the chosen translation into the form that the word asks for.
+    """
 
     frequency: Mapping[str, float] | None = None
     embed: Embed | None = None
+    inflect: Inflector | None = None
 
 
 def switch(
@@ -333,7 +338,10 @@ def _replace_group(
     if not found:
         return []
     one = _choose(found, sentences[number], position, plan.choose, aids, rng)
-    return [Replacement(example, *slot, one.text, code, one.place) for slot in group]
+    text = one.text
+    if aids.inflect is not None and sentences[number].upos:
+        text = aids.inflect(word, sentences[number].upos[position], code, text)
+    return [Replacement(example, *slot, text, code, one.place) for slot in group]
 
 
 def _choose(

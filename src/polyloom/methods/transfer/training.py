@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from polyloom.core.errors import MissingExtra
+from polyloom.core.errors import MissingExtra, UserError
 from polyloom.core.seeding import numpy_generator
 from polyloom.data.records import Example
 from polyloom.methods.transfer.arms import Arm, heads_of, plan_of, syntax_of
@@ -44,6 +44,8 @@ class Materials:
     lexicons: Mapping[str, Any] = field(default_factory=dict)
     aids: Aids = field(default_factory=Aids)
     translations: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    languages: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    source: str = ""
 
 
 def batch_rows(sizes: Sequence[int], batch_size: int, seed: int) -> Callable[[int], list[int]]:
@@ -105,10 +107,24 @@ def build_arm(arm: Arm, materials: Materials, config: TransferTrainConfig, seed:
         UserError: the encoder cannot take the graph.
     """
     encoder = copy.deepcopy(materials.encoder)
+    if config.lora_rank and config.adapter_width:
+        raise UserError("low-rank updates and bottleneck adapters are two ways of one thing.", where="--lora-rank")
     if config.lora_rank and isinstance(encoder, PreTrainedModel):
         add_lora(encoder, config.lora_rank)
     syntax = syntax_of(arm, config)
-    model = TransferModel(encoder, materials.targets, syntax=syntax, dropout=config.dropout, seed=seed)
+    model = TransferModel(
+        encoder,
+        materials.targets,
+        syntax=syntax,
+        adapter_width=config.adapter_width,
+        languages=list(materials.languages),
+        dropout=config.dropout,
+        seed=seed,
+    )
+    if model.adapters is not None:
+        for code, weights in materials.languages.items():
+            model.adapters.languages[code].load_state_dict(weights)
+        model.adapters.use(materials.source)
     sequencer = Sequencer(materials.pieces, config.max_length, materials.targets, heads_of(arm, seed))
     return ArmModel(model.to(choose_device(config.device)), sequencer)
 
@@ -184,16 +200,23 @@ def _part(prefix: str, batch: Batch) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in batch.items() if name.startswith(prefix)}
 
 
-def arm_loss(arm: Arm, config: TransferTrainConfig) -> Callable[[nn.Module, Batch], tuple[Tensor, int]]:
-    """Return an arm's loss: task, lambda times structure, consistency, and translations.
+def arm_loss(
+    arm: Arm, config: TransferTrainConfig, teacher: TransferModel | None = None
+) -> Callable[[nn.Module, Batch], tuple[Tensor, int]]:
+    """Return an arm's loss: task, lambda times structure, consistency, translations, and what a teacher says.
 
-    Source: L = L_task + lambda (L_dist + L_depth); xTune (arXiv 2106.08226) for the consistency.
+    Source: L = L_task + lambda (L_dist + L_depth); xTune (arXiv 2106.08226) for the consistencies: of a text and its
+    switched form (its first stage), and of a model and the one of the first stage (its second).
     """
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         outputs: Outputs = model(batch)
         size = len(batch["input_ids"])
         total = _supervised(outputs, batch, config)
+        if teacher is not None:
+            with torch.no_grad():
+                said = teacher(batch)
+            total = total + config.teacher_weight * agreement(said, outputs, batch, batch)
         if original := _part(ORIGINAL, batch):
             plain: Outputs = model(original)
             total = total + _supervised(plain, original, config)
@@ -267,6 +290,19 @@ def loop_settings(
     )
 
 
+def train_stages(
+    arm: Arm, materials: Materials, config: TransferTrainConfig, seed: int, folder: Path, **hooks: Any
+) -> tuple[ArmModel, list[Path]]:
+    """Train one arm; with a teacher's weight twice, the second time towards what the first model says.
+
+    Arguments and returns as `train_arm`'s, of the last stage.
+    """
+    if not config.teacher_weight:
+        return train_arm(arm, materials, config, seed, folder, **hooks)
+    first, _ = train_arm(arm, materials, config, seed, folder / "first", **hooks)
+    return train_arm(arm, materials, config, seed, folder, teacher=first.model.eval().requires_grad_(False), **hooks)
+
+
 def train_arm(
     arm: Arm,
     materials: Materials,
@@ -274,6 +310,7 @@ def train_arm(
     seed: int,
     folder: Path,
     *,
+    teacher: TransferModel | None = None,
     on_step: Callable[[int], Any] | None = None,
     on_log: Callable[..., None] | None = None,
     check_stop: Callable[[], None] | None = None,
@@ -286,6 +323,7 @@ def train_arm(
         config: settings.
         seed: of batches, switching, new parameters and dropout.
         folder: for checkpoints and for a snapshot of the weights after every epoch, where the choice needs them.
+        teacher: a trained model of the arm, whose answers the new one is to give.
         on_step: advances a progress bar.
         on_log: as in `training.loop.train`.
         check_stop: raises when the run is asked to stop; a checkpoint is saved first.
@@ -316,7 +354,7 @@ def train_arm(
         built.model,
         arm_batches(arm, built, materials, config, seed),
         loop_settings(config, seed, len(materials.examples), next(built.model.parameters()).device, wants_snapshots),
-        loss=arm_loss(arm, config),
+        loss=arm_loss(arm, config, teacher),
         checkpoints=folder / "checkpoint",
         on_log=on_log,
         on_step=count,
