@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from polyloom.core.seeding import derive_seed
 from polyloom.models.device import autocast
 from polyloom.training.config import TrainConfig
+from polyloom.training.engine import See
 from polyloom.training.layouts import Layout, Stage
 from polyloom.training.packing import Batch
 from polyloom.training.parallel import World, rows_of
@@ -46,6 +47,9 @@ class Sharded:
         self.device = torch.device(mesh.device_type)
         if self.device.type == "cuda":
             self.device = torch.device("cuda", torch.cuda.current_device())
+        # Every process of a tensor group has the same loss.
+        self.loss_share = 1 / layout.tp
+        self.see: See | None = None
         self.rows = rows_of(mesh.get_local_rank("dp"), layout.dp, config.batch_size)
         self.is_last = any(stage.last for stage in stages)
         self.schedule = self._schedule(stages) if layout.pp > 1 else None
@@ -81,10 +85,11 @@ class Sharded:
         torch.manual_seed(derive_seed(self.config.seed, "step", step, self.world.rank))
         tokens = batch["tokens"][self.rows.start : self.rows.stop].to(self.device)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        sources = batch.get("source", torch.zeros(len(batch["tokens"]), dtype=torch.int64))
+        marked = torch.cat([sources[self.rows.start : self.rows.stop].to(self.device)[:, None], targets], dim=1)
         with self._loss_context(), autocast(self.device, self.config.precision):
-            loss = self._pipeline(inputs, targets) if self.schedule else self._plain(inputs, targets)
-        # Every process of a tensor group has the same loss.
-        share = 1 / self.layout.tp if self.is_last else 0.0
+            loss = self._pipeline(inputs, marked) if self.schedule else self._plain(inputs, marked)
+        share = self.loss_share if self.is_last else 0.0
         total = torch.tensor([loss * share, targets.numel() * share], dtype=torch.float64)
         summed_loss, num_tokens = self.world.sum(total.to(self.device)).tolist()
         return summed_loss, num_tokens
@@ -92,11 +97,19 @@ class Sharded:
     def _loss_context(self) -> AbstractContextManager[Any]:
         return loss_parallel() if self.layout.tp > 1 else nullcontext()
 
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the summed cross entropy of logits [rows, T, vocabulary / tp]."""
+    def _loss(self, logits: Tensor, marked: Tensor) -> Tensor:
+        """Return the summed cross entropy of logits [rows, T, vocabulary / tp].
+
+        Args:
+            logits: of a micro-batch.
+            marked: [rows, T + 1], each row's source before its targets: a pipeline cuts one tensor along with the rows.
+        """
+        sources, targets = marked[:, 0], marked[:, 1:]
         logits = logits.float()
         if self.layout.tp > 1:
             logits = DTensor.from_local(logits, self.mesh["tp"], [Shard(-1)], run_check=False)
+        if self.see:
+            self.see(logits, targets, sources)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
         return loss.to_local() if isinstance(loss, DTensor) else loss
 
@@ -137,6 +150,16 @@ class Sharded:
         factor = min(1.0, limit / (float(norm) + 1e-6))
         for parameter, _ in self.parameters:
             _local(parameter.grad).mul_(factor)
+
+    def totals(self, parts: Sequence[Sequence[tuple[Tensor, float]]]) -> list[float]:
+        """Return each part's sum of squares over all processes."""
+        total = torch.zeros(len(parts), dtype=torch.float64, device=self.device)
+        for index, part in enumerate(parts):
+            for tensor, factor in part:
+                copies = 1 if _is_split(tensor, "tp") else self.layout.tp
+                total[index] += _local(tensor).double().square().sum() * (factor * factor / copies)
+        found: list[float] = self.world.sum(total).tolist()
+        return found
 
     def save(self, folder: Path, step: int, state: Mapping[str, Any], keep: int) -> None:
         """Save a checkpoint that any other layout can load."""
