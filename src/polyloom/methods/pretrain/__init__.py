@@ -151,6 +151,8 @@ CARD = RoomCard(
             f"{_ROOM}.exporting:WithMultipliers",
         ),
         Equation("g sqrt(d/D), zeros to the new stream", "growth", f"{_ROOM}.growth:grow_tensor"),
+        Equation("m, v kept; of gains m sqrt(D/d), v D/d", "growth of AdamW's moments", f"{_ROOM}.growth:grow_moment"),
+        Equation("RMS(update) / RMS(weight)", "monitor by class", "polyloom.training.monitor:Monitor"),
         Equation("i -> (source, window)", "the sample stream", "polyloom.training.stream:SampleStream"),
         Equation("median + 6 MAD, 4 medians", "spikes", "polyloom.training.watch:Watch"),
         Equation("(p-1) / (v k + p-1)", "pipeline bubble", "polyloom.training.layouts:Layout"),

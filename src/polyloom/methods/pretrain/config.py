@@ -65,6 +65,9 @@ class TrainVerbConfig(TrainConfig):
         "note", description="What a spike of loss or gradient norm does; rewind goes back a checkpoint, past its data."
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay at the base width.")
+    monitor: bool = Field(
+        True, description="At logged steps: gradient norm and update / weight by class, largest logit, loss by source."
+    )
 
 
 class ExportConfig(Config):
@@ -85,6 +88,9 @@ class GrowConfig(Config):
     width: int | None = Field(None, ge=1, description="New hidden size, a multiple of the head size.")
     ffn: int | None = Field(None, ge=1, description="New inner width. [default: by the family's rule]")
     layers: int | None = Field(None, ge=1, description="New number of layers.")
+    moments: Path | None = Field(
+        None, description="Run folder of the `train` that made the model: AdamW's moments grow with it."
+    )
     out: Path | None = Field(None, description="Folder for the grown model. [default: in the run]")
 
 
