@@ -82,7 +82,9 @@ class Monitor:
     def values(self, engine: Engine) -> dict[str, float]:
         """Return what the step showed; all processes call it."""
         found = dict(self.found)
-        found["max_logit"] = float(engine.world.max(torch.tensor(self.max_logit, device=engine.device)))
+        max_logit = float(engine.world.max(torch.tensor(self.max_logit, device=engine.device)))
+        if math.isfinite(max_logit):
+            found["max_logit"] = max_logit
         losses = engine.world.sum((self.losses * engine.loss_share).to(engine.device)).tolist()
         for name, (loss, count) in zip(self.sources, losses, strict=False):
             if count:

@@ -53,6 +53,8 @@ class Sharded:
         self.rows = rows_of(mesh.get_local_rank("dp"), layout.dp, config.batch_size)
         self.is_last = any(stage.last for stage in stages)
         self.schedule = self._schedule(stages) if layout.pp > 1 else None
+        # A pipeline's first step begins with a pass over memory that was not written to, to learn shapes.
+        self.knows_shapes = self.schedule is None
 
     def _schedule(self, stages: list[Stage]) -> Any:
         layout, group = self.layout, self.mesh["pp"].get_group()
@@ -108,7 +110,7 @@ class Sharded:
         logits = logits.float()
         if self.layout.tp > 1:
             logits = DTensor.from_local(logits, self.mesh["tp"], [Shard(-1)], run_check=False)
-        if self.see:
+        if self.see and self.knows_shapes:
             self.see(logits, targets, sources)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
         return loss.to_local() if isinstance(loss, DTensor) else loss
@@ -131,6 +133,7 @@ class Sharded:
         first = any(stage.first for stage in self.model)
         assert self.schedule is not None
         self.schedule.step(*([inputs] if first else []), **given)
+        self.knows_shapes = True
         return sum(float(loss.detach()) for loss in losses)
 
     def scale_gradients(self, factor: float) -> Tensor:
