@@ -1,8 +1,8 @@
 """A small sharded run, started by torchrun: `-m tests.training.layout_program FOLDER STEPS PP DP TP [words]`.
 
 The first process prints a line `losses: ...`. Words: `sp` (sequence parallel), `interleaved`, `ckpt` (saves every two
-steps and resumes), `moments` (begins with those of the folder), `memory` (form A and activation checkpointing), `die`
-(process 1 ends by SIGKILL at step 1).
+steps and resumes), `moments` (begins with those of the folder), `memory` (form A and activation checkpointing), `docs`
+(documents in the rows), `die` (process 1 ends by SIGKILL at step 1).
 """
 
 from __future__ import annotations
@@ -84,7 +84,10 @@ def main(folder: Path, steps: int, layout: Layout, words: list[str]) -> None:
         def batch_at(step: int) -> Batch:
             if "die" in words and step == 1 and world.rank == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return {**batches()(step), "source": torch.arange(BATCH) % 3}
+            batch = {**batches()(step), "source": torch.arange(BATCH) % 3}
+            # Documents of six tokens, the last two of a row padding.
+            numbers = (torch.arange(WINDOW + 1) // 6).masked_fill(torch.arange(WINDOW + 1) >= WINDOW - 1, -1)
+            return batch | ({"document": numbers.expand(BATCH, -1)} if "docs" in words else {})
 
         monitor = Monitor(classes(engine.model if engine else model), ["a", "b", "c"])
         if engine:

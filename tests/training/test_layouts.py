@@ -43,6 +43,9 @@ def test_every_layout_gives_the_losses_and_norms_of_one_process(tmp_path: Path) 
         # A pipeline sees no logits at its first step.
         assert len(found[0][2]) == (6 if case[0] == "2" else 10)
         assert found[0][2] == pytest.approx({name: one[0][2][name] for name in found[0][2]}, rel=2e-3), case
+    alone, pipeline, spread = fork(tmp_path, "1x1x1:3:docs", "2x1x1:3:docs", "1x2x2:3:sp,docs")
+    assert max(worst(alone, pipeline), worst(alone, spread)) <= 1e-5
+    assert worst(alone[:1], one[:1]) > 1e-3
     # The losses move enough for a wrong gradient to show.
     assert max(line[0] for line in one) - min(line[0] for line in one) > 0.1
 

@@ -16,6 +16,7 @@ from torch.optim import AdamW
 
 from polyloom.core.errors import PolyloomError, Stopped
 from polyloom.training.config import TrainConfig
+from polyloom.training.documents import inside_documents, targets_inside
 from polyloom.training.engine import Engine, Loss, ParameterGroup, Replicated, See
 from polyloom.training.memory import saving_memory
 from polyloom.training.moments import load_moments
@@ -56,16 +57,22 @@ def next_token_loss(model: nn.Module, batch: Batch, see: See | None = None) -> t
 
     Args:
         model: a causal language model of transformers.
-        batch: `tokens` [rows, T+1]; `source` [rows] where rows have one.
+        batch: `tokens` [rows, T+1]; `source` [rows] where rows have one; `document` [rows, T+1] keeps attention,
+            positions and targets inside each document.
         see: looks at the logits: a monitor.
     """
     tokens = batch["tokens"]
-    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-    targets = tokens[:, 1:]
+    more, targets, num_targets = {}, tokens[:, 1:], tokens[:, 1:].numel()
+    if "document" in batch:
+        positions, mask = inside_documents(batch["document"][:, :-1])
+        more = {"position_ids": positions, "attention_mask": mask}
+        targets = targets_inside(tokens, batch["document"])
+        num_targets = int((targets >= 0).sum())
+    logits = model(input_ids=tokens[:, :-1], use_cache=False, **more).logits
     if see:
         see(logits, targets, batch.get("source"))
     loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
-    return loss, targets.numel()
+    return loss, num_targets
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[ParameterGroup]:

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from polyloom.core.seeding import derive_seed
 from polyloom.models.device import autocast
 from polyloom.training.config import TrainConfig
+from polyloom.training.documents import targets_inside
 from polyloom.training.engine import See
 from polyloom.training.layouts import Layout, Stage
 from polyloom.training.packing import Batch
@@ -85,14 +86,19 @@ class Sharded:
     def accumulate(self, batch: Batch, step: int) -> tuple[float, float]:
         """Run this process's part of the batch and sum loss and targets over the processes."""
         torch.manual_seed(derive_seed(self.config.seed, "step", step, self.world.rank))
-        tokens = batch["tokens"][self.rows.start : self.rows.stop].to(self.device)
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        sources = batch.get("source", torch.zeros(len(batch["tokens"]), dtype=torch.int64))
-        marked = torch.cat([sources[self.rows.start : self.rows.stop].to(self.device)[:, None], targets], dim=1)
+        own = {name: tensor[self.rows.start : self.rows.stop].to(self.device) for name, tensor in batch.items()}
+        tokens, documents = own["tokens"], own.get("document")
+        inputs = {"x": tokens[:, :-1]}
+        targets = tokens[:, 1:]
+        if documents is not None:
+            inputs["documents"] = documents[:, :-1]
+            targets = targets_inside(tokens, documents)
+        sources = own.get("source", torch.zeros(len(tokens), dtype=torch.int64, device=self.device))
+        marked = torch.cat([sources[:, None], targets], dim=1)
         with self._loss_context(), autocast(self.device, self.config.precision):
             loss = self._pipeline(inputs, marked) if self.schedule else self._plain(inputs, marked)
         share = self.loss_share if self.is_last else 0.0
-        total = torch.tensor([loss * share, targets.numel() * share], dtype=torch.float64)
+        total = torch.tensor([loss * share, int((targets >= 0).sum()) * share], dtype=torch.float64)
         summed_loss, num_tokens = self.world.sum(total.to(self.device)).tolist()
         return summed_loss, num_tokens
 
@@ -115,24 +121,27 @@ class Sharded:
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
         return loss.to_local() if isinstance(loss, DTensor) else loss
 
-    def _plain(self, inputs: Tensor, targets: Tensor) -> float:
+    def _plain(self, inputs: Mapping[str, Tensor], marked: Tensor) -> float:
         (stage,) = self.model
         assert isinstance(stage, FSDPModule)
-        size = self.config.micro_batch_size or len(inputs)
+        size = self.config.micro_batch_size or len(marked)
         total = 0.0
-        for begin in range(0, len(inputs), size):
-            stage.set_requires_gradient_sync(begin + size >= len(inputs))
-            loss = self._loss(stage(inputs[begin : begin + size]), targets[begin : begin + size])
+        for begin in range(0, len(marked), size):
+            stage.set_requires_gradient_sync(begin + size >= len(marked))
+            part = {name: tensor[begin : begin + size] for name, tensor in inputs.items()}
+            loss = self._loss(stage(**part), marked[begin : begin + size])
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total
 
-    def _pipeline(self, inputs: Tensor, targets: Tensor) -> float:
+    def _pipeline(self, inputs: Mapping[str, Tensor], marked: Tensor) -> float:
         losses: list[Tensor] = []
-        given = {"target": targets, "losses": losses} if self.is_last else {}
+        given: dict[str, Any] = {"target": marked, "losses": losses} if self.is_last else {}
+        # Each stage gets the documents; the hidden states come from the stage before.
+        given |= {name: tensor for name, tensor in inputs.items() if name != "x"}
         first = any(stage.first for stage in self.model)
         assert self.schedule is not None
-        self.schedule.step(*([inputs] if first else []), **given)
+        self.schedule.step(*([inputs["x"]] if first else []), **given)
         self.knows_shapes = True
         return sum(float(loss.detach()) for loss in losses)
 

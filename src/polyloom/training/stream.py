@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from polyloom.core.errors import UserError
 from polyloom.core.seeding import derive_seed
+from polyloom.training.documents import Packing, pack_documents
 from polyloom.training.packing import Batch
 from polyloom.training.parallel import rows_of
 
@@ -157,6 +158,7 @@ class SampleStream:
         tokens: Mapping[str, Tokens],
         weights: Mapping[str, float],
         *,
+        documents: Mapping[str, Integers] | None = None,
         window_tokens: int,
         batch_size: int,
         seed: int = 0,
@@ -168,6 +170,8 @@ class SampleStream:
         Args:
             tokens: token ids [tokens] of each source; memory-mapped files stay on the disk.
             weights: share of each source in the samples, any scale.
+            documents: where the documents of each source begin; given, a sample is a row of whole documents
+                (best fit), else a window of their concatenation.
             window_tokens: T targets a sample; windows hold T + 1 tokens at stride T.
             batch_size: samples of a step.
             seed: of the permutations.
@@ -185,7 +189,12 @@ class SampleStream:
         self.tokens = [tokens[name] for name in self.names]
         self.window_tokens, self.batch_size, self.seed = window_tokens, batch_size, seed
         self.on_exhausted = on_exhausted
-        self.num_windows = np.array([(len(values) - 1) // window_tokens for values in self.tokens])
+        self.packings: list[Packing] = []
+        if documents is not None:
+            self.packings = [pack_documents(documents[name], len(tokens[name]), window_tokens) for name in self.names]
+            self.num_windows = np.array([packing.num_rows for packing in self.packings])
+        else:
+            self.num_windows = np.array([(len(values) - 1) // window_tokens for values in self.tokens])
         small = next((name for name, n in zip(self.names, self.num_windows, strict=True) if n < 1), None)
         if small is not None:
             size = len(tokens[small])
@@ -265,14 +274,26 @@ class SampleStream:
         return self._read(*self.place(sample))
 
     def _read(self, source: int, index: int) -> Integers:
+        if self.packings:
+            return self.packings[source].read(self.tokens[source], index)[0]
         begin = index * self.window_tokens
         return np.asarray(self.tokens[source][begin : begin + self.window_tokens + 1], dtype=np.int64)
 
     def __call__(self, step: int) -> Batch:
-        """Return the batch of a step: `{"tokens": [batch_size, T + 1], "source": [batch_size]}`."""
+        """Return the batch of a step.
+
+        Returns:
+            `tokens` [batch_size, T + 1], `source` [batch_size], and where documents are packed `document`
+            [batch_size, T + 1], the number of each token's document in its row.
+        """
         places = [self.place(sample) for sample in range(step * self.batch_size, (step + 1) * self.batch_size)]
-        tokens = np.stack([self._read(source, index) for source, index in places])
-        return {"tokens": torch.from_numpy(tokens), "source": torch.tensor([source for source, _ in places])}
+        sources = torch.tensor([source for source, _ in places])
+        if self.packings:
+            rows = [self.packings[source].read(self.tokens[source], index) for source, index in places]
+            tokens, documents = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
+            return {"tokens": tokens, "source": sources, "document": documents}
+        tokens = torch.from_numpy(np.stack([self._read(source, index) for source, index in places]))
+        return {"tokens": tokens, "source": sources}
 
     def digest(self, steps: Sequence[range], num_processes: int = 1) -> str:
         """Return the sha256 of the tokens of steps, each step's rows taken as that many processes share them.
