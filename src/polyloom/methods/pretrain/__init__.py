@@ -154,6 +154,7 @@ CARD = RoomCard(
         Equation("m, v kept; of gains m sqrt(D/d), v D/d", "growth of AdamW's moments", f"{_ROOM}.growth:grow_moment"),
         Equation("RMS(update) / RMS(weight)", "monitor by class", "polyloom.training.monitor:Monitor"),
         Equation("i -> (source, window)", "the sample stream", "polyloom.training.stream:SampleStream"),
+        Equation("i - begin(document)", "packed documents", "polyloom.training.documents:inside_documents"),
         Equation("median + 6 MAD, 4 medians", "spikes", "polyloom.training.watch:Watch"),
         Equation("(p-1) / (v k + p-1)", "pipeline bubble", "polyloom.training.layouts:Layout"),
         Equation("min (a x + b) mod (2^61 - 1)", "MinHash", "polyloom.data.duplicates:minhash"),

@@ -40,6 +40,9 @@ class TrainVerbConfig(TrainConfig):
     max_epochs: float = Field(0, ge=0, description="How often a source may be seen; 0 is without limit.")
     on_exhausted: Literal["error", "renormalise"] = Field("error", description="What then happens.")
     window_tokens: int = Field(128, ge=2, description="T, targets of a sample; the context of the model.")
+    doc_mask: bool = Field(
+        False, description="Pack whole documents (best fit); attention and positions stay inside each. [cut a stream]"
+    )
     preset: str = Field("tiny-4x128", description="A shape by name, such as tele-flm-52b.")
     layers: int | None = Field(None, ge=1, description="Layers. [default: the preset's]")
     width: int | None = Field(None, ge=1, description="Hidden size. [default: the preset's]")
