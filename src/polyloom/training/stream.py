@@ -27,6 +27,7 @@ from polyloom.training.parallel import rows_of
 
 BLOCK_SAMPLES = 65_536
 FEISTEL_ROUNDS = 4
+BITS_64 = 2**64 - 1
 Integers = NDArray[np.int64]
 Tokens = NDArray[np.integer]
 OnExhausted = Literal["error", "renormalise"]
@@ -78,36 +79,33 @@ def block_order(units: Sequence[int]) -> Integers:
     return order
 
 
-def permuted(positions: Integers, size: int, key: int) -> Integers:
+def permuted(position: int, size: int, key: int) -> int:
     """Permute positions 0 .. size - 1 by a Feistel network, without a table.
 
     Args:
-        positions: [n] of the original order.
+        position: in the original order.
         size: how many there are in all.
         key: 63 bits; another key gives another permutation.
 
     Returns:
-        [n] their places; over all positions, each place once.
+        Its place; over all positions, each place once.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = np.uint64((1 << half) - 1)
-    keys = _round_keys(key)
-    values = positions.astype(np.uint64)
-    outside = np.ones(len(values), dtype=bool)
+    mask = (1 << half) - 1
+    keys, value = _round_keys(key), position
     # A network permutes a power of four; what lands outside of the size walks on along its cycle.
-    while outside.any():
-        walking = values[outside]
-        left, right = walking >> np.uint64(half), walking & mask
+    while True:
+        left, right = value >> half, value & mask
         for round_key in keys:
             left, right = right, left ^ (_mixed(right ^ round_key) & mask)
-        values[outside] = (left << np.uint64(half)) | right
-        outside = values >= np.uint64(size)
-    return values.astype(np.int64)
+        value = (left << half) | right
+        if value < size:
+            return value
 
 
 @lru_cache(maxsize=256)
-def _round_keys(key: int) -> list[np.uint64]:
-    return [np.uint64(derive_seed(key, "round", index)) for index in range(FEISTEL_ROUNDS)]
+def _round_keys(key: int) -> list[int]:
+    return [derive_seed(key, "round", index) for index in range(FEISTEL_ROUNDS)]
 
 
 @lru_cache(maxsize=256)
@@ -115,11 +113,11 @@ def _epoch_key(seed: int, source: str, epoch: int) -> int:
     return derive_seed(seed, "epoch", source, epoch)
 
 
-def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _mixed(x: int) -> int:
     """Return splitmix64's finaliser, a mixing function of 64 bits."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & BITS_64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & BITS_64
+    return x ^ (x >> 31)
 
 
 @dataclass(frozen=True)
@@ -267,7 +265,7 @@ class SampleStream:
         rank = int(segment.used[source] + block * segment.per_block[local] + segment.before[rest])
         epoch, position = divmod(rank, int(self.num_windows[source]))
         key = _epoch_key(self.seed, self.names[source], epoch)
-        return source, int(permuted(np.array([position]), int(self.num_windows[source]), key)[0])
+        return source, permuted(position, int(self.num_windows[source]), key)
 
     def window(self, sample: int) -> Integers:
         """Return the tokens [T + 1] of a sample."""
