@@ -1,8 +1,8 @@
 """A small sharded run, started by torchrun: `-m tests.training.layout_program FOLDER STEPS PP DP TP [words]`.
 
 The first process prints a line `losses: ...`. Words: `sp` (sequence parallel), `interleaved`, `ckpt` (saves every two
-steps and resumes), `memory` (form A and activation checkpointing), `die` (process 1 ends by SIGKILL at step 1, its time in the
-file `died`).
+steps and resumes), `moments` (begins with those of the folder), `memory` (form A and activation checkpointing), `docs`
+(documents in the rows), `die` (process 1 ends by SIGKILL at step 1, its time in the file `died`).
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from polyloom.models.device import pin_threads, torch_generator
 from polyloom.training.config import TrainConfig
 from polyloom.training.layouts import Layout, assemble, check_layout, make_mesh
-from polyloom.training.loop import TrainState, train
+from polyloom.training.loop import TrainState, next_token_loss, train
+from polyloom.training.monitor import Monitor
 from polyloom.training.packing import Batch, window_batches
 from polyloom.training.parallel import join_world
 from polyloom.training.sharded import Sharded
@@ -55,6 +58,14 @@ def batches() -> Any:
     return window_batches(stream, window_tokens=WINDOW, batch_size=BATCH)
 
 
+def classes(model: nn.Module) -> dict[str, list[torch.Tensor]]:
+    found: dict[str, list[torch.Tensor]] = {"gain": [], "head": [], "other": []}
+    for name, parameter in model.named_parameters():
+        kind = "gain" if parameter.dim() == 1 else "head" if "lm_head" in name else "other"
+        found[kind].append(parameter)
+    return found
+
+
 def main(folder: Path, steps: int, layout: Layout, words: list[str]) -> None:
     pin_threads()
     lines: list[dict[str, Any]] = []
@@ -74,16 +85,27 @@ def main(folder: Path, steps: int, layout: Layout, words: list[str]) -> None:
             if "die" in words and step == 1 and world.rank == 1:
                 (folder / "died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return batches()(step)
+            batch = {**batches()(step), "source": torch.arange(BATCH) % 3}
+            # Documents of six tokens, the last two of a row padding.
+            numbers = (torch.arange(WINDOW + 1) // 6).masked_fill(torch.arange(WINDOW + 1) >= WINDOW - 1, -1)
+            return batch | ({"document": numbers.expand(BATCH, -1)} if "docs" in words else {})
 
+        monitor = Monitor(classes(engine.model if engine else model), ["a", "b", "c"])
+        if engine:
+            engine.see = monitor.see
         checkpoints = folder / "checkpoints" if "ckpt" in words else None
         state: TrainState = train(
             engine.model if engine else model, batch_at, training, engine=engine, checkpoints=checkpoints,
-            on_log=lambda **line: lines.append(line),
+            moments=folder / "moments" if "moments" in words else None,
+            loss=partial(next_token_loss, see=monitor.see), monitor=monitor, on_log=lambda **line: lines.append(line),
         )  # fmt: skip
         assert state.step == steps
         if world.is_main:
-            print("losses:", json.dumps([(line["loss"], line["gradient_norm"]) for line in lines]), flush=True)
+            seen = [
+                {name: value for name, value in line.items() if "/" in name or name == "max_logit"} for line in lines
+            ]
+            rows = [(line["loss"], line["gradient_norm"], found) for line, found in zip(lines, seen, strict=True)]
+            print("losses:", json.dumps(rows), flush=True)
 
 
 if __name__ == "__main__":

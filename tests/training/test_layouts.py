@@ -12,10 +12,11 @@ from transformers import LlamaConfig
 
 from polyloom.core.errors import UserError
 from polyloom.training.layouts import Layout, check_layout, stage_layers
+from polyloom.training.moments import read_moments, write_moments
 from polyloom.training.sharded_checkpoints import is_whole, read_whole
 
 ROOT = Path(__file__).parents[2]
-Lines = list[list[float]]
+Lines = list[Any]
 
 
 def fork(folder: Path, *cases: str) -> list[Lines]:
@@ -36,8 +37,17 @@ def test_every_layout_gives_the_losses_and_norms_of_one_process(tmp_path: Path) 
     for case, found in zip(cases, others, strict=True):
         assert worst(one, found) <= 1e-5, case
         assert found[0][1] == pytest.approx(one[0][1], rel=1e-6), case
+        # Norms, ratios, logits and losses that the monitor saw, at the first step and the last.
+        assert len(one[0][2]) == 3 + 3 + 1 + 3
+        assert found[-1][2] == pytest.approx(one[-1][2], rel=2e-3, abs=1e-6), case
+        # A pipeline sees no logits at its first step.
+        assert len(found[0][2]) == (6 if case[0] == "2" else 10)
+        assert found[0][2] == pytest.approx({name: one[0][2][name] for name in found[0][2]}, rel=2e-3), case
+    alone, pipeline, spread = fork(tmp_path, "1x1x1:3:docs", "2x1x1:3:docs", "1x2x2:3:sp,docs")
+    assert max(worst(alone, pipeline), worst(alone, spread)) <= 1e-5
+    assert worst(alone[:1], one[:1]) > 1e-3
     # The losses move enough for a wrong gradient to show.
-    assert max(loss for loss, _ in one) - min(loss for loss, _ in one) > 0.1
+    assert max(line[0] for line in one) - min(line[0] for line in one) > 0.1
 
 
 @pytest.mark.slow
@@ -54,6 +64,13 @@ def test_a_checkpoint_of_one_layout_goes_on_in_another(tmp_path: Path) -> None:
     whole = read_whole(checkpoints)
     assert whole["lm_head.weight"].shape == (64, 32)
     assert len(whole) == 3 + 4 * 9
+    values, counts = read_moments(checkpoints)
+    assert len(values) == 2 * len(whole)
+    assert set(counts.values()) == {6}
+    write_moments(tmp_path / "many" / "moments", counts, values.__getitem__)
+    alone, spread = fork(tmp_path / "many", "1x1x1:2:moments", "1x2x2:2:moments")
+    assert worst(alone, spread) <= 1e-5
+    assert worst(alone[1:], one[1:2]) > 1e-4
     part = next(newest.glob("*.safetensors"))
     part.write_bytes(part.read_bytes()[:-8])
     assert not is_whole(newest)

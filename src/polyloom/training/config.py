@@ -35,6 +35,9 @@ class TrainConfig(Config):
     on_spike: Literal["off", "note", "skip", "rewind", "stop"] = Field(
         "off", description="What a spike of loss or gradient norm does; rewind goes back a checkpoint, past its data."
     )
+    monitor: bool = Field(
+        False, description="At logged steps: gradient norm and update / weight by class, largest logit, loss by source."
+    )
     memory_saving_swiglu: Literal["off", "A", "B"] = Field(
         "off", description="Exact SwiGLU that keeps 3 (A) or 2 (B) of 4 units for the backward pass."
     )

@@ -22,6 +22,8 @@ from polyloom.training.packing import Batch
 from polyloom.training.parallel import World, rows_of
 
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, int]]
+# Looks at logits [rows, T, vocabulary], targets [rows, T] and sources [rows] of a forward pass.
+See = Callable[[Tensor, Tensor, Tensor | None], None]
 ParameterGroup = dict[str, Any]
 
 
@@ -29,9 +31,15 @@ class Engine(Protocol):
     """What the loop needs of a model that is trained by one process or by many."""
 
     world: World
+    device: torch.device
+    # What a process's loss counts for in the sum over all: less than 1 where others have the same rows.
+    loss_share: float
 
     def start(self, optimizer: Optimizer) -> None:
         """Take the optimiser, and make the processes' parameters agree."""
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        """Return this process's parameters by the whole model's names."""
 
     def accumulate(self, batch: Batch, step: int) -> tuple[float, float]:
         """Do the passes of a batch; the gradients are then sums over all processes, and so is what is returned.
@@ -45,6 +53,9 @@ class Engine(Protocol):
 
     def clip(self, norm: Tensor, limit: float) -> None:
         """Scale the gradients down where their norm is over the limit."""
+
+    def totals(self, parts: Sequence[Sequence[tuple[Tensor, float]]]) -> list[float]:
+        """Return, for each part, the sum of squares of its tensors times their factors, over the whole model."""
 
     def save(self, folder: Path, step: int, state: Mapping[str, Any], keep: int) -> None:
         """Save a checkpoint; all processes call it."""
@@ -60,6 +71,7 @@ class Replicated:
         """Take the model, the loss that is summed over targets, and the processes."""
         self.model, self.loss, self.config, self.world = model, loss, config, world
         self.device = next(model.parameters()).device
+        self.loss_share = 1.0
 
     def start(self, optimizer: Optimizer) -> None:
         """Take the optimiser and give every process the first one's parameters."""
@@ -67,6 +79,10 @@ class Replicated:
         self.groups = optimizer.param_groups
         self.parameters = [parameter for group in self.groups for parameter in group["params"]]
         self.world.share([parameter.detach() for parameter in self.model.parameters()])
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        """Return the model's parameters by name."""
+        return dict(self.model.named_parameters())
 
     def accumulate(self, batch: Batch, step: int) -> tuple[float, float]:
         """Run this process's rows in micro-batches and sum over the processes."""
@@ -96,6 +112,13 @@ class Replicated:
         """Scale the gradients down to the limit."""
         torch.nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
 
+    def totals(self, parts: Sequence[Sequence[tuple[Tensor, float]]]) -> list[float]:
+        """Return each part's sum of squares."""
+        return [
+            sum((float(norm) * factor) ** 2 for norm, (_, factor) in zip(_norms(part), part, strict=True))
+            for part in parts
+        ]
+
     def save(self, folder: Path, step: int, state: Mapping[str, Any], keep: int) -> None:
         """Let the first process save."""
         if self.world.is_main:
@@ -105,6 +128,10 @@ class Replicated:
     def load(self, folder: Path) -> dict[str, Any] | None:
         """Restore the newest whole checkpoint."""
         return load_checkpoint(folder, self.model, self.optimizer)
+
+
+def _norms(part: Sequence[tuple[Tensor, float]]) -> list[Tensor]:
+    return list(torch._foreach_norm([tensor for tensor, _ in part])) if part else []
 
 
 def group_norm(groups: Sequence[ParameterGroup]) -> Tensor:

@@ -25,6 +25,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from polyloom.core.errors import UserError
 from polyloom.training.config import TrainConfig
+from polyloom.training.documents import inside_documents
 from polyloom.training.memory import checkpoint_layers, save_mlp_memory
 
 Values = Callable[[str, torch.Size], Tensor]
@@ -128,18 +129,24 @@ class Stage(nn.Module):
         self.model = inner
         self.rotary = LlamaRotaryEmbedding(model.config)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, documents: Tensor | None = None) -> Tensor:
         """Run tokens [rows, T] or hidden states [rows, T, d] (T / tp where the sequence is split) through.
+
+        Args:
+            x: what comes in.
+            documents: the number of each token's document [rows, T], inside which attention and positions stay.
 
         Returns:
             Hidden states, or logits [rows, T, vocabulary / tp] of the last stage.
         """
         if self.first:
             x = self.model.get_submodule("embed_tokens")(x)
-        positions = torch.arange(self.window_tokens, device=x.device)[None]
+        positions, mask = torch.arange(self.window_tokens, device=x.device)[None], None
+        if documents is not None:
+            positions, mask = inside_documents(documents)
         rotary = self.rotary(x, position_ids=positions)
         for layer in self.layers():
-            x = layer(x, attention_mask=None, position_embeddings=rotary, use_cache=False)
+            x = layer(x, attention_mask=mask, position_embeddings=rotary, use_cache=False)
         if self.last:
             x = self.lm_head(self.model.get_submodule("norm")(x))
         return x

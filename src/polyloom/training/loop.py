@@ -16,8 +16,11 @@ from torch.optim import AdamW
 
 from polyloom.core.errors import PolyloomError, Stopped
 from polyloom.training.config import TrainConfig
-from polyloom.training.engine import Engine, Loss, ParameterGroup, Replicated
+from polyloom.training.documents import inside_documents, targets_inside
+from polyloom.training.engine import Engine, Loss, ParameterGroup, Replicated, See
 from polyloom.training.memory import saving_memory
+from polyloom.training.moments import load_moments
+from polyloom.training.monitor import Monitor
 from polyloom.training.packing import Batch, BatchAt
 from polyloom.training.parallel import World, join_world
 from polyloom.training.schedules import lr_factor
@@ -49,18 +52,27 @@ class TrainState:
     norms: list[float] = field(default_factory=list)
 
 
-def next_token_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+def next_token_loss(model: nn.Module, batch: Batch, see: See | None = None) -> tuple[Tensor, int]:
     """Return the summed next-token cross entropy in nats and the number of targets.
 
     Args:
         model: a causal language model of transformers.
-        batch: `tokens` [rows, T+1].
+        batch: `tokens` [rows, T+1]; `source` [rows] where rows have one; `document` [rows, T+1] keeps attention,
+            positions and targets inside each document.
+        see: looks at the logits: a monitor.
     """
     tokens = batch["tokens"]
-    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-    targets = tokens[:, 1:]
+    more, targets, num_targets = {}, tokens[:, 1:], tokens[:, 1:].numel()
+    if "document" in batch:
+        positions, mask = inside_documents(batch["document"][:, :-1])
+        more = {"position_ids": positions, "attention_mask": mask}
+        targets = targets_inside(tokens, batch["document"])
+        num_targets = int((targets >= 0).sum())
+    logits = model(input_ids=tokens[:, :-1], use_cache=False, **more).logits
+    if see:
+        see(logits, targets, batch.get("source"))
     loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
-    return loss, targets.numel()
+    return loss, num_targets
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[ParameterGroup]:
@@ -88,7 +100,9 @@ def train(
     loss: Loss = next_token_loss,
     groups: Sequence[ParameterGroup] | None = None,
     engine: Engine | None = None,
+    monitor: Monitor | None = None,
     checkpoints: Path | None = None,
+    moments: Path | None = None,
     on_log: Callable[..., None] | None = None,
     on_step: Callable[[int], Any] | None = None,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
@@ -106,7 +120,9 @@ def train(
         loss: from the model and rows of a batch to the summed loss and the number of targets that it is summed over.
         groups: AdamW's groups: `lr`, `weight_decay`, `eps`, `gradient_scale` of the norm; else `parameter_groups`.
         engine: of a model that is sharded over processes; by default each process holds it whole.
+        monitor: adds to the logged steps what it sees; it is fed where the loss is computed.
         checkpoints: the folder to save to and resume from; nothing is saved without.
+        moments: folder of AdamW's moments to begin with, where there is no checkpoint; see `write_moments`.
         on_log: called with step, loss (nats), gradient_norm, lr, tokens_per_second; and evaluations, and spikes.
         on_step: called after each step with 1, and on resume with the steps that were done before: a progress bar.
         evaluate: returns named values; the first is minimised by early stopping. Called every `config.eval_every` steps
@@ -125,51 +141,64 @@ def train(
     with join_world(device) as world, saving, torch.random.fork_rng([device] if device.type == "cuda" else []):
         engine = engine or Replicated(model, loss, config, world)
         engine.start(optimizer)
-        saved = engine.load(checkpoints) if checkpoints else None
-        state = TrainState(**saved) if saved else TrainState()
+        state = _restored(engine, optimizer, checkpoints, moments)
         log = on_log if world.is_main and on_log else _ignore
         if on_step and state.step:
             on_step(state.step)
-
-        def save() -> None:
-            if checkpoints:
-                engine.save(checkpoints, state.step, asdict(state), config.keep_checkpoints)
-
         clock = (time.perf_counter(), state.num_tokens)
         while state.step < config.steps and not state.stopped_early:
             model.train()
-            norm, spike = _step(engine, optimizer, batch_at(state.step + state.num_passed), config, state)
+            logged = (state.step + 1) % config.log_every == 0 or state.step + 1 == config.steps
+            watching = monitor.begin(logged) if monitor else None
+            norm, spike = _step(engine, optimizer, batch_at(state.step + state.num_passed), config, state, watching)
             if spike:
                 log(step=state.step, spike=spike.what, value=spike.value, limit=spike.limit, action=config.on_spike)
                 if config.on_spike == "rewind":
                     state = _rewind(engine, checkpoints, state, spike)
-                    save()
+                    _save(engine, checkpoints, state, config)
                     continue
             if on_step:
                 on_step(1)
-            done = state.step == config.steps
-            if state.step % config.log_every == 0 or done:
-                clock = _log_step(log, state, norm, optimizer, clock)
-            if evaluate and config.eval_every and (state.step % config.eval_every == 0 or done):
+            if logged:
+                clock = _log_step(log, state, norm, optimizer, clock, watching.values(engine) if watching else {})
+            if evaluate and config.eval_every and (state.step % config.eval_every == 0 or state.step == config.steps):
                 model.eval()
                 _judge(evaluate(), state, config, log)
             stop = _stop_requested(check_stop, device, world)
             if stop or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
-                save()
+                _save(engine, checkpoints, state, config)
             if stop:
                 raise stop
     model.eval()
     return state
 
 
+def _restored(engine: Engine, optimizer: AdamW, checkpoints: Path | None, moments: Path | None) -> TrainState:
+    """Return where to begin: the newest checkpoint's state, or a new one, with moments where they are given."""
+    saved = engine.load(checkpoints) if checkpoints else None
+    if moments and not saved:
+        load_moments(moments, engine.named_parameters(), optimizer)
+    return TrainState(**saved) if saved else TrainState()
+
+
+def _save(engine: Engine, checkpoints: Path | None, state: TrainState, config: TrainConfig) -> None:
+    if checkpoints:
+        engine.save(checkpoints, state.step, asdict(state), config.keep_checkpoints)
+
+
 def _log_step(
-    log: Callable[..., None], state: TrainState, norm: float, optimizer: AdamW, clock: tuple[float, int]
+    log: Callable[..., None],
+    state: TrainState,
+    norm: float,
+    optimizer: AdamW,
+    clock: tuple[float, int],
+    more: Mapping[str, float],
 ) -> tuple[float, int]:
     """Log a step with the speed since `clock`; return the time and the tokens of now."""
     now = (time.perf_counter(), state.num_tokens)
     speed = (now[1] - clock[1]) / (now[0] - clock[0])
     lr = optimizer.param_groups[0]["lr"]
-    log(step=state.step, loss=state.loss, gradient_norm=norm, lr=lr, tokens_per_second=speed)
+    log(step=state.step, loss=state.loss, gradient_norm=norm, lr=lr, tokens_per_second=speed, **more)
     return now
 
 
@@ -184,7 +213,12 @@ def _optimizer(groups: Sequence[ParameterGroup], config: TrainConfig, device: to
 
 
 def _step(
-    engine: Engine, optimizer: AdamW, batch: Batch, config: TrainConfig, state: TrainState
+    engine: Engine,
+    optimizer: AdamW,
+    batch: Batch,
+    config: TrainConfig,
+    state: TrainState,
+    monitor: Monitor | None = None,
 ) -> tuple[float, Spike | None]:
     """Do one optimiser step; return the gradient norm before clipping, and the spike where there was one.
 
@@ -204,12 +238,16 @@ def _step(
         _check_finite(summed_loss, norm, state.step, optimizer)
         if spike and config.on_spike == "stop":
             raise _spike_error(state.step, spike)
+        if monitor:
+            monitor.before_step(engine, optimizer.param_groups)
         if config.clip_norm:
             engine.clip(norm, config.clip_norm)
         factor = lr_factor(state.step, config)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         optimizer.step()
+        if monitor:
+            monitor.after_step(engine)
     optimizer.zero_grad()
     if spike:
         state.num_spikes += 1

@@ -34,6 +34,12 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def max(self, tensor: Tensor) -> Tensor:
+        """Replace `tensor` by its maximum over all processes, and return it."""
+        if self.size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Replace the parameters' gradients by their sums over all processes; an absent gradient counts as zero."""
         if self.size == 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from torch.optim import Optimizer
 from polyloom.core.seeding import derive_seed
 from polyloom.models.device import autocast
 from polyloom.training.config import TrainConfig
+from polyloom.training.documents import targets_inside
+from polyloom.training.engine import See
 from polyloom.training.layouts import Layout, Stage
 from polyloom.training.packing import Batch
 from polyloom.training.parallel import World, rows_of
@@ -46,9 +48,14 @@ class Sharded:
         self.device = torch.device(mesh.device_type)
         if self.device.type == "cuda":
             self.device = torch.device("cuda", torch.cuda.current_device())
+        # Every process of a tensor group has the same loss.
+        self.loss_share = 1 / layout.tp
+        self.see: See | None = None
         self.rows = rows_of(mesh.get_local_rank("dp"), layout.dp, config.batch_size)
         self.is_last = any(stage.last for stage in stages)
         self.schedule = self._schedule(stages) if layout.pp > 1 else None
+        # A pipeline's first step begins with a pass over memory that was not written to, to learn shapes.
+        self.knows_shapes = self.schedule is None
 
     def _schedule(self, stages: list[Stage]) -> Any:
         layout, group = self.layout, self.mesh["pp"].get_group()
@@ -79,45 +86,63 @@ class Sharded:
     def accumulate(self, batch: Batch, step: int) -> tuple[float, float]:
         """Run this process's part of the batch and sum loss and targets over the processes."""
         torch.manual_seed(derive_seed(self.config.seed, "step", step, self.world.rank))
-        tokens = batch["tokens"][self.rows.start : self.rows.stop].to(self.device)
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        own = {name: tensor[self.rows.start : self.rows.stop].to(self.device) for name, tensor in batch.items()}
+        tokens, documents = own["tokens"], own.get("document")
+        inputs = {"x": tokens[:, :-1]}
+        targets = tokens[:, 1:]
+        if documents is not None:
+            inputs["documents"] = documents[:, :-1]
+            targets = targets_inside(tokens, documents)
+        sources = own.get("source", torch.zeros(len(tokens), dtype=torch.int64, device=self.device))
+        marked = torch.cat([sources[:, None], targets], dim=1)
         with self._loss_context(), autocast(self.device, self.config.precision):
-            loss = self._pipeline(inputs, targets) if self.schedule else self._plain(inputs, targets)
-        # Every process of a tensor group has the same loss.
-        share = 1 / self.layout.tp if self.is_last else 0.0
-        total = torch.tensor([loss * share, targets.numel() * share], dtype=torch.float64)
+            loss = self._pipeline(inputs, marked) if self.schedule else self._plain(inputs, marked)
+        share = self.loss_share if self.is_last else 0.0
+        total = torch.tensor([loss * share, int((targets >= 0).sum()) * share], dtype=torch.float64)
         summed_loss, num_tokens = self.world.sum(total.to(self.device)).tolist()
         return summed_loss, num_tokens
 
     def _loss_context(self) -> AbstractContextManager[Any]:
         return loss_parallel() if self.layout.tp > 1 else nullcontext()
 
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the summed cross entropy of logits [rows, T, vocabulary / tp]."""
+    def _loss(self, logits: Tensor, marked: Tensor) -> Tensor:
+        """Return the summed cross entropy of logits [rows, T, vocabulary / tp].
+
+        Args:
+            logits: of a micro-batch.
+            marked: [rows, T + 1], each row's source before its targets: a pipeline cuts one tensor along with the rows.
+        """
+        sources, targets = marked[:, 0], marked[:, 1:]
         logits = logits.float()
         if self.layout.tp > 1:
             logits = DTensor.from_local(logits, self.mesh["tp"], [Shard(-1)], run_check=False)
+        if self.see and self.knows_shapes:
+            self.see(logits, targets, sources)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
         return loss.to_local() if isinstance(loss, DTensor) else loss
 
-    def _plain(self, inputs: Tensor, targets: Tensor) -> float:
+    def _plain(self, inputs: Mapping[str, Tensor], marked: Tensor) -> float:
         (stage,) = self.model
         assert isinstance(stage, FSDPModule)
-        size = self.config.micro_batch_size or len(inputs)
+        size = self.config.micro_batch_size or len(marked)
         total = 0.0
-        for begin in range(0, len(inputs), size):
-            stage.set_requires_gradient_sync(begin + size >= len(inputs))
-            loss = self._loss(stage(inputs[begin : begin + size]), targets[begin : begin + size])
+        for begin in range(0, len(marked), size):
+            stage.set_requires_gradient_sync(begin + size >= len(marked))
+            part = {name: tensor[begin : begin + size] for name, tensor in inputs.items()}
+            loss = self._loss(stage(**part), marked[begin : begin + size])
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total
 
-    def _pipeline(self, inputs: Tensor, targets: Tensor) -> float:
+    def _pipeline(self, inputs: Mapping[str, Tensor], marked: Tensor) -> float:
         losses: list[Tensor] = []
-        given = {"target": targets, "losses": losses} if self.is_last else {}
+        given: dict[str, Any] = {"target": marked, "losses": losses} if self.is_last else {}
+        # Each stage gets the documents; the hidden states come from the stage before.
+        given |= {name: tensor for name, tensor in inputs.items() if name != "x"}
         first = any(stage.first for stage in self.model)
         assert self.schedule is not None
-        self.schedule.step(*([inputs] if first else []), **given)
+        self.schedule.step(*([inputs["x"]] if first else []), **given)
+        self.knows_shapes = True
         return sum(float(loss.detach()) for loss in losses)
 
     def scale_gradients(self, factor: float) -> Tensor:
@@ -137,6 +162,16 @@ class Sharded:
         factor = min(1.0, limit / (float(norm) + 1e-6))
         for parameter, _ in self.parameters:
             _local(parameter.grad).mul_(factor)
+
+    def totals(self, parts: Sequence[Sequence[tuple[Tensor, float]]]) -> list[float]:
+        """Return each part's sum of squares over all processes."""
+        total = torch.zeros(len(parts), dtype=torch.float64, device=self.device)
+        for index, part in enumerate(parts):
+            for tensor, factor in part:
+                copies = 1 if _is_split(tensor, "tp") else self.layout.tp
+                total[index] += _local(tensor).double().square().sum() * (factor * factor / copies)
+        found: list[float] = self.world.sum(total).tolist()
+        return found
 
     def save(self, folder: Path, step: int, state: Mapping[str, Any], keep: int) -> None:
         """Save a checkpoint that any other layout can load."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def save_sharded(
         tensors |= {f"{part}.{name}": moments[part] for part in MOMENTS if part in moments}
         steps = int(moments.get("step", steps))
     try:
-        with _quiet():
+        with quiet():
             save(tensors, storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True))
     except (OSError, CheckpointException) as error:
         reason = " ".join(str(error).split())[-200:]
@@ -105,13 +105,13 @@ def load_sharded(
             optimizer.state[parameter] = {part: torch.zeros_like(parameter) for part in MOMENTS}
             optimizer.state[parameter]["step"] = torch.tensor(float(steps))
             tensors |= {f"{part}.{name}": optimizer.state[parameter][part] for part in MOMENTS}
-    saved = _saved_tensors(path)
+    saved = saved_tensors(path)
     for name, tensor in tensors.items():
         if name not in saved or saved[name].size != tensor.shape:
             found = list(saved[name].size) if name in saved else "nothing"
             what = f"holds {found} for {name}, the model {list(tensor.shape)}."
             raise UserError(what, where=str(path), hint="Resume with the configuration it was made with.")
-    with _quiet():
+    with quiet():
         load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
     return state
 
@@ -131,18 +131,22 @@ def read_whole(folder: Path) -> dict[str, Tensor]:
     path = newest_whole(folder, World())
     if path is None:
         raise UserError("holds no checkpoint.", where=str(folder))
-    saved = _saved_tensors(path)
+    return {name.removeprefix("model."): tensor for name, tensor in read_parts(path, ("model",)).items()}
+
+
+def read_parts(path: Path, parts: Sequence[str]) -> dict[str, Tensor]:
+    """Read whole tensors of one checkpoint whose names begin with one of the words before a dot."""
     tensors = {
         name: torch.empty(metadata.size, dtype=metadata.properties.dtype)
-        for name, metadata in saved.items()
-        if name.startswith("model.")
+        for name, metadata in saved_tensors(path).items()
+        if name.partition(".")[0] in parts
     }
-    with _quiet():
+    with quiet():
         load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
-    return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
-def _saved_tensors(path: Path) -> dict[str, TensorStorageMetadata]:
+def saved_tensors(path: Path) -> dict[str, TensorStorageMetadata]:
     """Return the sizes and kinds of a checkpoint's tensors by name."""
     found = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     return {name: entry for name, entry in found.items() if isinstance(entry, TensorStorageMetadata)}
@@ -179,7 +183,7 @@ def is_whole(path: Path) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep torch's notes on planning and on one process off the terminal."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

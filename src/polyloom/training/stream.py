@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 
 from polyloom.core.errors import UserError
 from polyloom.core.seeding import derive_seed
+from polyloom.training.documents import Packing, pack_documents
 from polyloom.training.packing import Batch
 from polyloom.training.parallel import rows_of
 
 BLOCK_SAMPLES = 65_536
 FEISTEL_ROUNDS = 4
+BITS_64 = 2**64 - 1
 Integers = NDArray[np.int64]
 Tokens = NDArray[np.integer]
 OnExhausted = Literal["error", "renormalise"]
@@ -77,36 +79,33 @@ def block_order(units: Sequence[int]) -> Integers:
     return order
 
 
-def permuted(positions: Integers, size: int, key: int) -> Integers:
+def permuted(position: int, size: int, key: int) -> int:
     """Permute positions 0 .. size - 1 by a Feistel network, without a table.
 
     Args:
-        positions: [n] of the original order.
+        position: in the original order.
         size: how many there are in all.
         key: 63 bits; another key gives another permutation.
 
     Returns:
-        [n] their places; over all positions, each place once.
+        Its place; over all positions, each place once.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = np.uint64((1 << half) - 1)
-    keys = _round_keys(key)
-    values = positions.astype(np.uint64)
-    outside = np.ones(len(values), dtype=bool)
+    mask = (1 << half) - 1
+    keys, value = _round_keys(key), position
     # A network permutes a power of four; what lands outside of the size walks on along its cycle.
-    while outside.any():
-        walking = values[outside]
-        left, right = walking >> np.uint64(half), walking & mask
+    while True:
+        left, right = value >> half, value & mask
         for round_key in keys:
             left, right = right, left ^ (_mixed(right ^ round_key) & mask)
-        values[outside] = (left << np.uint64(half)) | right
-        outside = values >= np.uint64(size)
-    return values.astype(np.int64)
+        value = (left << half) | right
+        if value < size:
+            return value
 
 
 @lru_cache(maxsize=256)
-def _round_keys(key: int) -> list[np.uint64]:
-    return [np.uint64(derive_seed(key, "round", index)) for index in range(FEISTEL_ROUNDS)]
+def _round_keys(key: int) -> list[int]:
+    return [derive_seed(key, "round", index) for index in range(FEISTEL_ROUNDS)]
 
 
 @lru_cache(maxsize=256)
@@ -114,11 +113,11 @@ def _epoch_key(seed: int, source: str, epoch: int) -> int:
     return derive_seed(seed, "epoch", source, epoch)
 
 
-def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _mixed(x: int) -> int:
     """Return splitmix64's finaliser, a mixing function of 64 bits."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & BITS_64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & BITS_64
+    return x ^ (x >> 31)
 
 
 @dataclass(frozen=True)
@@ -157,6 +156,7 @@ class SampleStream:
         tokens: Mapping[str, Tokens],
         weights: Mapping[str, float],
         *,
+        documents: Mapping[str, Integers] | None = None,
         window_tokens: int,
         batch_size: int,
         seed: int = 0,
@@ -168,6 +168,8 @@ class SampleStream:
         Args:
             tokens: token ids [tokens] of each source; memory-mapped files stay on the disk.
             weights: share of each source in the samples, any scale.
+            documents: where the documents of each source begin; given, a sample is a row of whole documents
+                (best fit), else a window of their concatenation.
             window_tokens: T targets a sample; windows hold T + 1 tokens at stride T.
             batch_size: samples of a step.
             seed: of the permutations.
@@ -185,7 +187,12 @@ class SampleStream:
         self.tokens = [tokens[name] for name in self.names]
         self.window_tokens, self.batch_size, self.seed = window_tokens, batch_size, seed
         self.on_exhausted = on_exhausted
-        self.num_windows = np.array([(len(values) - 1) // window_tokens for values in self.tokens])
+        self.packings: list[Packing] = []
+        if documents is not None:
+            self.packings = [pack_documents(documents[name], len(tokens[name]), window_tokens) for name in self.names]
+            self.num_windows = np.array([packing.num_rows for packing in self.packings])
+        else:
+            self.num_windows = np.array([(len(values) - 1) // window_tokens for values in self.tokens])
         small = next((name for name, n in zip(self.names, self.num_windows, strict=True) if n < 1), None)
         if small is not None:
             size = len(tokens[small])
@@ -258,21 +265,33 @@ class SampleStream:
         rank = int(segment.used[source] + block * segment.per_block[local] + segment.before[rest])
         epoch, position = divmod(rank, int(self.num_windows[source]))
         key = _epoch_key(self.seed, self.names[source], epoch)
-        return source, int(permuted(np.array([position]), int(self.num_windows[source]), key)[0])
+        return source, permuted(position, int(self.num_windows[source]), key)
 
     def window(self, sample: int) -> Integers:
         """Return the tokens [T + 1] of a sample."""
         return self._read(*self.place(sample))
 
     def _read(self, source: int, index: int) -> Integers:
+        if self.packings:
+            return self.packings[source].read(self.tokens[source], index)[0]
         begin = index * self.window_tokens
         return np.asarray(self.tokens[source][begin : begin + self.window_tokens + 1], dtype=np.int64)
 
     def __call__(self, step: int) -> Batch:
-        """Return the batch of a step: `{"tokens": [batch_size, T + 1], "source": [batch_size]}`."""
+        """Return the batch of a step.
+
+        Returns:
+            `tokens` [batch_size, T + 1], `source` [batch_size], and where documents are packed `document`
+            [batch_size, T + 1], the number of each token's document in its row.
+        """
         places = [self.place(sample) for sample in range(step * self.batch_size, (step + 1) * self.batch_size)]
-        tokens = np.stack([self._read(source, index) for source, index in places])
-        return {"tokens": torch.from_numpy(tokens), "source": torch.tensor([source for source, _ in places])}
+        sources = torch.tensor([source for source, _ in places])
+        if self.packings:
+            rows = [self.packings[source].read(self.tokens[source], index) for source, index in places]
+            tokens, documents = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
+            return {"tokens": tokens, "source": sources, "document": documents}
+        tokens = torch.from_numpy(np.stack([self._read(source, index) for source, index in places]))
+        return {"tokens": tokens, "source": sources}
 
     def digest(self, steps: Sequence[range], num_processes: int = 1) -> str:
         """Return the sha256 of the tokens of steps, each step's rows taken as that many processes share them.

@@ -146,6 +146,21 @@ def read_tokens(folder: Path, *, check: bool = False) -> dict[str, NDArray[np.in
     return found
 
 
+def read_documents(folder: Path) -> dict[str, NDArray[np.int64]]:
+    """Return where the documents of each source begin.
+
+    Raises:
+        UserError: no token files, or offsets that are missing or torn.
+    """
+    found = {}
+    for name, entry in read_index(folder)["sources"].items():
+        path = (folder / entry["file"]).with_suffix(".documents")
+        if not path.is_file() or path.stat().st_size != 8 * entry["num_documents"]:
+            raise UserError("is missing or torn.", where=str(path), hint="Delete the folder; it is written anew.")
+        found[name] = np.fromfile(path, dtype=np.int64)
+    return found
+
+
 def read_index(folder: Path) -> dict[str, Any]:
     """Return `tokens.json`.
 

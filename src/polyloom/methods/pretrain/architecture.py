@@ -23,6 +23,7 @@ from polyloom.models.device import torch_generator
 from polyloom.models.tiny import BOS_ID, EOS_ID, PAD_ID
 
 NORM_EPS = 1e-5
+ROTARY_THETA = 10000.0
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def find_preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def llama_config(shape: Shape, context: int) -> LlamaConfig:
-    """Return the plain Llama configuration of a shape."""
+def llama_config(shape: Shape, context: int, *, norm_eps: float = NORM_EPS, theta: float = ROTARY_THETA) -> LlamaConfig:
+    """Return the plain Llama configuration of a shape; a grown model has a smaller epsilon in its norms."""
     values: dict[str, Any] = {
         "vocab_size": shape.vocab,
         "hidden_size": shape.width,
@@ -78,7 +79,8 @@ def llama_config(shape: Shape, context: int) -> LlamaConfig:
         "num_key_value_heads": shape.heads,
         "intermediate_size": shape.ffn,
         "max_position_embeddings": context,
-        "rms_norm_eps": NORM_EPS,
+        "rms_norm_eps": norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
         "tie_word_embeddings": False,
         "pad_token_id": PAD_ID,
         "bos_token_id": BOS_ID,
@@ -87,7 +89,9 @@ def llama_config(shape: Shape, context: int) -> LlamaConfig:
     return LlamaConfig(**values)
 
 
-def build(shape: Shape, context: int, scaling: Scaling, seed: int = 0) -> LlamaForCausalLM:
+def build(
+    shape: Shape, context: int, scaling: Scaling, seed: int = 0, config: LlamaConfig | None = None
+) -> LlamaForCausalLM:
     """Build a model in plain Llama form, the multipliers folded into its tensors, and draw its initial values.
 
     Args:
@@ -95,12 +99,13 @@ def build(shape: Shape, context: int, scaling: Scaling, seed: int = 0) -> LlamaF
         context: positions.
         scaling: muP's hyper-parameters.
         seed: every tensor has its own stream of it, named after the tensor.
+        config: the shape's configuration, where it is not the plain one.
 
     Returns:
         The model, in training mode, in float32.
     """
     with torch.random.fork_rng(devices=[]):
-        model = LlamaForCausalLM(llama_config(shape, context))
+        model = LlamaForCausalLM(config or llama_config(shape, context))
     draw(model.named_parameters(), shape, scaling, seed)
     model.train()
     return model
@@ -139,6 +144,15 @@ def shape_of(config: Any) -> Shape:
     if values.get("head_dim", width // heads) != width // heads:
         raise UserError(f"the head size {values['head_dim']} is not the width {width} over {heads} heads.")
     return Shape(values["num_hidden_layers"], heads, width, values["intermediate_size"], values["vocab_size"])
+
+
+def by_class(model: nn.Module) -> dict[str, list[Tensor]]:
+    """Return a model's parameters by the classes that a monitor tells apart, each there even where it is empty."""
+    words = {"input": "embedding", "matrix": "matrix", "vector": "norm", "output": "head"}
+    found: dict[str, list[Tensor]] = {word: [] for word in words.values()}
+    for name, parameter in model.named_parameters():
+        found[words[tensor_class(name)]].append(parameter)
+    return found
 
 
 def parameter_groups(model: nn.Module, shape: Shape, scaling: Scaling) -> list[dict[str, Any]]:

@@ -40,6 +40,9 @@ class TrainVerbConfig(TrainConfig):
     max_epochs: float = Field(0, ge=0, description="How often a source may be seen; 0 is without limit.")
     on_exhausted: Literal["error", "renormalise"] = Field("error", description="What then happens.")
     window_tokens: int = Field(128, ge=2, description="T, targets of a sample; the context of the model.")
+    doc_mask: bool = Field(
+        False, description="Pack whole documents (best fit); attention and positions stay inside each. [cut a stream]"
+    )
     preset: str = Field("tiny-4x128", description="A shape by name, such as tele-flm-52b.")
     layers: int | None = Field(None, ge=1, description="Layers. [default: the preset's]")
     width: int | None = Field(None, ge=1, description="Hidden size. [default: the preset's]")
@@ -65,6 +68,9 @@ class TrainVerbConfig(TrainConfig):
         "note", description="What a spike of loss or gradient norm does; rewind goes back a checkpoint, past its data."
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay at the base width.")
+    monitor: bool = Field(
+        True, description="At logged steps: gradient norm and update / weight by class, largest logit, loss by source."
+    )
 
 
 class ExportConfig(Config):
@@ -85,6 +91,9 @@ class GrowConfig(Config):
     width: int | None = Field(None, ge=1, description="New hidden size, a multiple of the head size.")
     ffn: int | None = Field(None, ge=1, description="New inner width. [default: by the family's rule]")
     layers: int | None = Field(None, ge=1, description="New number of layers.")
+    moments: Path | None = Field(
+        None, description="Run folder of the `train` that made the model: AdamW's moments grow with it."
+    )
     out: Path | None = Field(None, description="Folder for the grown model. [default: in the run]")
 
 

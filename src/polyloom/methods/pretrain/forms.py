@@ -252,9 +252,7 @@ def form_config(form: Form, source: Source) -> dict[str, Any]:
     """Return the `config.json` of a form."""
     if form == "teleflm":
         return teleflm_config(source)
-    plain = llama_config(source.shape, source.context)
-    plain.rope_parameters = {"rope_type": "default", "rope_theta": source.theta}
-    plain.rms_norm_eps = source.norm_eps
+    plain = llama_config(source.shape, source.context, norm_eps=source.norm_eps, theta=source.theta)
     made = plain if form == "llama" else granite_config(source)
     name = "LlamaForCausalLM" if form == "llama" else "GraniteForCausalLM"
     values: dict[str, Any] = made.to_dict() | {"architectures": [name]}

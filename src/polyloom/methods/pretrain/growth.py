@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -94,6 +94,40 @@ def grow_tensor(name: str, values: Callable[[str], Tensor], growth: Growth) -> T
         grown = torch.zeros(shape)
     grown[: old.shape[0], : old.shape[1]] = old
     return grown
+
+
+def grow_moment(key: str, values: Mapping[str, Tensor], growth: Growth) -> Tensor:
+    """Return AdamW's moment of a tensor of the grown model: old entries keep theirs, new ones begin at zero.
+
+    A gain that became g sqrt(d / D) has a gradient sqrt(D / d) as large, and so its moments.
+
+    Args:
+        key: `exp_avg.NAME` or `exp_avg_sq.NAME` of the new model.
+        values: the old model's moments by such keys.
+        growth: both shapes.
+
+    Raises:
+        UserError: a moment that is missing or of another size than the old model's tensor.
+    """
+    part, _, name = key.partition(".")
+    module = name.split(".")[-2]
+    grown = torch.zeros(_new_size(module, growth.new))
+    source = _old_name(name, growth)
+    if source is None:
+        return grown
+    old = values.get(f"{part}.{source}")
+    if old is None or tuple(old.shape) != _new_size(module, growth.old):
+        raise UserError(f"the moments of {source} are missing or of another size.", where="--moments")
+    if module.endswith("norm"):
+        old = old * math.sqrt(growth.new.width / growth.old.width) ** (1 if part == "exp_avg" else 2)
+    grown[tuple(slice(size) for size in old.shape)] = old
+    return grown
+
+
+def grown_steps(names: Sequence[str], steps: Mapping[str, int], growth: Growth) -> dict[str, int]:
+    """Return the optimiser's steps of each tensor of the grown model: 0 for those of new layers."""
+    sources = {name: _old_name(name, growth) for name in names}
+    return {name: 0 if source is None else steps.get(source, 0) for name, source in sources.items()}
 
 
 def _old_name(name: str, growth: Growth) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -92,8 +93,9 @@ def train_member(
     steps: int,
     seed: int,
     on_log: Callable[..., None] | None = None,
+    checkpoints: Path | None = None,
 ) -> tuple[LlamaForCausalLM, TrainState | None]:
-    """Train one member; the order of the data depends on the seed alone.
+    """Train one member; the order of the data depends on the seed alone. A folder keeps a checkpoint of the end.
 
     Returns:
         The model, and the state at the end; None where the loss or a gradient ceased to be finite.
@@ -103,9 +105,10 @@ def train_member(
     model = build(shape, family.window_tokens, scaling, seed)
     torch.nn.Module.to(model, choose_device())
     batch_at = window_batches(family.train, window_tokens=family.window_tokens, batch_size=family.batch_size, seed=seed)
-    config = settings(steps, seed, family.batch_size)
+    config = settings(steps, seed, family.batch_size).model_copy(update={"checkpoint_every": steps})
+    groups = parameter_groups(model, shape, scaling)
     try:
-        return model, train(model, batch_at, config, groups=parameter_groups(model, shape, scaling), on_log=on_log)
+        return model, train(model, batch_at, config, groups=groups, on_log=on_log, checkpoints=checkpoints)
     except PolyloomError:
         return model, None
 

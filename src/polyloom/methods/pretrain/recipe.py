@@ -10,12 +10,13 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from polyloom.core.errors import UserError
-from polyloom.methods.pretrain.architecture import draw, find_preset, llama_config
+from polyloom.methods.pretrain.architecture import NORM_EPS, ROTARY_THETA, draw, find_preset, llama_config
 from polyloom.methods.pretrain.config import TrainVerbConfig
 from polyloom.methods.pretrain.forms import Source, open_source
 from polyloom.methods.pretrain.method import Scaling, Shape, decoder
 from polyloom.training.config import TrainConfig
 from polyloom.training.layouts import Layout, check_layout
+from polyloom.training.moments import has_moments
 
 VOCAB_MULTIPLE = 128
 
@@ -42,7 +43,23 @@ class Recipe:
 
     def config(self) -> LlamaConfig:
         """Return the plain Llama configuration."""
-        return llama_config(self.shape, self.context)
+        return llama_config(self.shape, self.context, norm_eps=self.norm_eps, theta=self.theta)
+
+    @property
+    def norm_eps(self) -> float:
+        """Epsilon of the norms: the source's."""
+        return self.source.norm_eps if self.source else NORM_EPS
+
+    @property
+    def theta(self) -> float:
+        """Base of the rotary positions: the source's."""
+        return self.source.theta if self.source else ROTARY_THETA
+
+    @property
+    def moments(self) -> Path | None:
+        """The folder of AdamW's moments beside the source, which growth has left there."""
+        folder = self.source.folder / "moments" if self.source else None
+        return folder if folder and has_moments(folder) else None
 
     def values(self, name: str, shape: torch.Size) -> Tensor:
         """Return a tensor's initial values in folded form: drawn by muP's rules, or the source's."""

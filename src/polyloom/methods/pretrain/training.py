@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from polyloom.core.config import make_config
 from polyloom.core.errors import PolyloomError, Stopped
 from polyloom.core.files import read_json, write_json
-from polyloom.core.result import Artifact, Cell, Result, Scalar, Series, Table
-from polyloom.methods.pretrain.architecture import NORM_EPS, build, parameter_groups
+from polyloom.core.result import Artifact, Cell, Result, Scalar, Table
+from polyloom.methods.pretrain.architecture import build, by_class, parameter_groups
 from polyloom.methods.pretrain.config import TrainVerbConfig
 from polyloom.methods.pretrain.corpus.verb import run_corpus
 from polyloom.methods.pretrain.data_config import CorpusConfig
@@ -24,6 +25,7 @@ from polyloom.methods.pretrain.forms import Multipliers, Source, write_form
 from polyloom.methods.pretrain.launch import launch
 from polyloom.methods.pretrain.method import count_parameters, training_flops_per_token
 from polyloom.methods.pretrain.recipe import Recipe, make_recipe
+from polyloom.methods.pretrain.report import training_curves
 from polyloom.methods.pretrain.training_data import (
     TrainingData,
     held_out_texts,
@@ -37,7 +39,8 @@ from polyloom.models.load import load_model
 from polyloom.runs.folder import Run
 from polyloom.training.config import TrainConfig
 from polyloom.training.layouts import assemble, make_mesh
-from polyloom.training.loop import train
+from polyloom.training.loop import next_token_loss, train
+from polyloom.training.monitor import Monitor
 from polyloom.training.packing import Batch
 from polyloom.training.parallel import join_world
 from polyloom.training.sharded import Sharded
@@ -45,6 +48,7 @@ from polyloom.training.sharded_checkpoints import read_whole
 from polyloom.training.throughput import peak_flops
 
 DIGEST_STEPS = 50
+GROWN = "AdamW began with the moments that growth left beside the model, and the learning rate was warmed up again."
 
 
 def run_train(config: TrainVerbConfig, run: Run) -> Result:
@@ -108,7 +112,7 @@ def train_here(recipe: Recipe, data: TrainingData, run: Run) -> dict[str, Any]:
         The state at the end.
     """
     device = choose_device()
-    model = build(recipe.shape, recipe.context, recipe.scaling, recipe.training.seed)
+    model = build(recipe.shape, recipe.context, recipe.scaling, recipe.training.seed, recipe.config())
     if recipe.source is not None:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -147,6 +151,9 @@ def _loop(
     flops = training_flops_per_token(recipe.shape, data.stream.window_tokens)
     peak = peak_flops(device, settings.precision)[0] * recipe.layout.num_processes
     last: list[Batch] = []
+    monitor = Monitor(by_class(model), data.stream.names) if settings.monitor else None
+    if engine is not None and monitor is not None:
+        engine.see = monitor.see
 
     def batch_at(step: int) -> Batch:
         last[:] = [data.stream(step)]
@@ -164,8 +171,11 @@ def _loop(
                 batch_at,
                 settings,
                 groups=parameter_groups(model, recipe.shape, recipe.scaling),
+                loss=partial(next_token_loss, see=monitor.see if monitor else None),
                 engine=engine,
+                monitor=monitor,
                 checkpoints=run.checkpoints,
+                moments=recipe.moments,
                 on_log=log,
                 on_step=advance if engine is None or engine.world.is_main else None,
                 check_stop=run.check_stop,
@@ -213,7 +223,7 @@ def described(recipe: Recipe) -> Source:
         scaling.output_mult / scaling.m(shape.width),
         scaling.r(shape.layers) ** -scaling.depth_power,
     )
-    return Source(Path(), "folded", shape, recipe.context, 10000.0, NORM_EPS, multipliers)
+    return Source(Path(), "folded", shape, recipe.context, recipe.theta, recipe.norm_eps, multipliers)
 
 
 def native_values(tensors: dict[str, Tensor], source: Source) -> Callable[[str], Tensor]:
@@ -288,12 +298,12 @@ def _as_result(
     return run.result(
         scalars=scalars,
         tables=tables,
-        series=_curves(logs),
+        series=training_curves(logs),
         artifacts={}
         if config.out
         else {"model": Artifact(path="artifacts/model", media_type="inode/directory", description="the model, form G")},
         verdicts=[_verdict(state, held_out, recipe)],
-        limitations=data.notes,
+        limitations=data.notes + ([GROWN] if recipe.moments else []),
     )
 
 
@@ -316,18 +326,3 @@ def _settings(recipe: Recipe) -> Table:
     layout = {name: getattr(recipe.layout, name) for name in ("pp", "dp", "tp")}
     rows: list[list[Cell]] = [[name, value] for name, value in (shape | scaling | layout).items()]
     return Table(columns=["setting", "value"], rows=rows, title="Model and hyper-parameters")
-
-
-def _curves(logs: list[dict[str, Any]]) -> dict[str, Series]:
-    names = {"loss": "nats per token", "gradient_norm": "global norm"}
-    return {
-        name: Series(
-            x=[float(line["step"]) for line in logs],
-            y=[line.get(name) for line in logs],
-            x_label="step",
-            y_label=label,
-            group=name.replace("_", " "),
-        )
-        for name, label in names.items()
-        if logs
-    }

@@ -19,7 +19,7 @@ from polyloom.models.load import load_tokenizer
 from polyloom.models.tokenizers import sample_texts, train_tokenizer
 from polyloom.runs.folder import Run
 from polyloom.training.stream import SampleStream
-from polyloom.training.token_files import read_index, read_tokens, write_tokens
+from polyloom.training.token_files import read_documents, read_index, read_tokens, write_tokens
 
 WORLD_LANGUAGES = ("en", "de", "es", "ru", "zh", "ja")
 WORLD_CHARACTERS = 60_000
@@ -122,6 +122,7 @@ def open_data(
     stream = SampleStream(
         {name: usable[name] for name in weights},
         weights,
+        documents=read_documents(run.artifact("tokens")) if config.doc_mask else None,
         window_tokens=config.window_tokens,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -130,8 +131,18 @@ def open_data(
     )
     if stream.end < config.steps * config.batch_size:
         stream.place(int(stream.end))
+    if config.doc_mask:
+        notes.append(_packed(stream))
     shares = {name: weight / total for name, weight in weights.items()}
     return TrainingData(tokenizer, stream, sources, shares, notes)
+
+
+def _packed(stream: SampleStream) -> str:
+    """Say how full the rows of whole documents are."""
+    num_tokens = sum(int(packing.lengths.sum()) for packing in stream.packings)
+    room = sum(packing.num_rows * packing.row_tokens for packing in stream.packings)
+    num_cut = sum(packing.num_cut for packing in stream.packings)
+    return f"Whole documents fill {num_tokens / room:.1%} of the rows; {num_cut} longer than a row were cut."
 
 
 def reopen_data(config: TrainVerbConfig, run: Run) -> TrainingData:
