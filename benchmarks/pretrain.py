@@ -1,8 +1,8 @@
 """Training beside a plain loop over Hugging Face's Llama, and muP's groups beside the mup package.
 
-Run `python benchmarks/pretrain.py [--steps 3] [--rounds 5] [--precision bfloat16 float32] [--output benchmarks/pretrain.md]`.
-The speed is that of `polyloom pretrain bench`: 8 layers x 256, vocabulary 8192, T 256, one thread, CPU seconds, the
-same batches for both.
+Run `python benchmarks/pretrain.py [--steps 3] [--rounds 5] [--precision bfloat16 float32] [--output FILE.md]`. The
+speed is that of `polyloom pretrain bench`: 8 layers x 256, vocabulary 8192, T 256, one thread, CPU seconds, the same
+batches for both.
 """
 
 from __future__ import annotations

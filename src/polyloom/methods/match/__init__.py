@@ -117,7 +117,7 @@ CARD = RoomCard(
         _verb("search", "Find the nearest texts of an index, with their cosines.", "SearchConfig", "retrieval"),
         _verb("dedupe", "Group the texts of a file that say the same.", "DedupeConfig", "retrieval"),
         _verb("export", "Write a matcher for numpy alone, with its scorer, and as ONNX.", "ExportConfig", "export"),
-        _verb("explain", "Show which words and features carry a pair's score.", "ExplainConfig", "study"),
+        _verb("explain", "Show which words and features carry a pair's score.", "ExplainConfig", "explain"),
     ),
     order=70,
     equations=(
