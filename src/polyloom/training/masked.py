@@ -24,13 +24,13 @@ ROW_TOKENS = 128
 BATCH_SIZE = 32
 
 
-class MaskedHead(nn.Module):
-    """An encoder with a head whose output embedding is the input embedding."""
+class MaskedModel(nn.Module):
+    """An encoder with the head of masked language modelling; its output embedding is the input embedding."""
 
-    def __init__(self, encoder: PreTrainedModel, seed: int) -> None:
-        """Draw the head."""
+    def __init__(self, encoder: PreTrainedModel, seed: int, also: nn.Module | None = None) -> None:
+        """Draw the head; `also` holds what else is trained."""
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.also = encoder, also
         embedding: Any = encoder.get_input_embeddings()
         width, inner = int(encoder.config.get_text_config().hidden_size), int(embedding.embedding_dim)
         with torch.random.fork_rng(devices=[]):
@@ -40,42 +40,42 @@ class MaskedHead(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the summed cross entropy of the masked tokens, in nats."""
-        given = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        given = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
         states = self.encoder(**given).last_hidden_state
-        chosen = batch["labels"] != IGNORED
+        chosen = batch["masked"] != IGNORED
         embedding: Any = self.encoder.get_input_embeddings()
         logits = self.transform(states[chosen]) @ embedding.weight.T + self.bias
-        return nn.functional.cross_entropy(logits.float(), batch["labels"][chosen], reduction="sum")
+        return nn.functional.cross_entropy(logits.float(), batch["masked"][chosen], reduction="sum")
 
 
-def mask_rows(rows: Sequence[Sequence[int]], mask: int, pad: int, num_tokens: int, seed: int, step: int) -> Batch:
+def masked_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+    """Return the summed loss of a `MaskedModel` and the number of masked tokens."""
+    return model(batch), int((batch["masked"] != IGNORED).sum())
+
+
+def mask_tokens(ids: Tensor, free: Tensor, mask: int, num_tokens: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
     """Hide 15 % of the tokens: 80 % become the mask, 10 % a random token, 10 % stay (BERT's rule).
 
     Args:
-        rows: token ids.
+        ids: [rows, T].
+        free: which of them may be hidden [rows, T]; at least one is.
         mask: id of the mask token.
-        pad: id to fill short rows with.
         num_tokens: size of the vocabulary.
         seed: of the draw.
         step: of the training.
 
     Returns:
-        `input_ids`, `attention_mask` and `labels`, each [rows, longest row]; `labels` is -100 where nothing is asked.
+        What the encoder reads, and what the hidden tokens were, -100 elsewhere; both [rows, T].
     """
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad)
-    seen = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(list(row))
-        seen[i, : len(row)] = 1
     generator = numpy_generator(seed, "masks", step)
     draw, kind = (torch.from_numpy(generator.random(tuple(ids.shape))) for _ in range(2))
-    chosen = (draw < MASKED_SHARE) & seen.bool()
-    chosen[0, 0] = chosen[0, 0] | ~chosen.any()
-    hidden = torch.where(chosen & (kind < 0.8), mask, ids)
-    other = torch.from_numpy(generator.integers(0, num_tokens, tuple(ids.shape)))
-    hidden = torch.where(chosen & (kind >= 0.9), other, hidden)
-    return {"input_ids": hidden, "attention_mask": seen, "labels": torch.where(chosen, ids, IGNORED)}
+    chosen = free & (draw < MASKED_SHARE)
+    if not chosen.any():
+        chosen.view(-1)[int(free.flatten().nonzero()[0])] = True
+    hidden = ids.masked_fill(chosen & (kind < 0.8), mask)
+    other = chosen & (kind >= 0.9)
+    hidden[other] = torch.from_numpy(generator.integers(0, num_tokens, int(other.sum())))
+    return hidden, ids.masked_fill(~chosen, IGNORED)
 
 
 def learn_masked(
@@ -125,10 +125,9 @@ def learn_masked(
         order = list(range(len(rows)))
         python_random(seed, "rows", epoch).shuffle(order)
         chosen = [rows[order[(place * BATCH_SIZE + i) % len(order)]] for i in range(BATCH_SIZE)]
-        return mask_rows(chosen, int(mask), tokenizer.pad_token_id or 0, len(tokenizer), seed, step)
-
-    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        return model(batch), int((batch["labels"] != IGNORED).sum())
+        ids, seen = _padded(chosen, tokenizer.pad_token_id or 0)
+        hidden, masked = mask_tokens(ids, seen.bool(), int(mask), len(tokenizer), seed, step)
+        return {"input_ids": hidden, "attention_mask": seen, "masked": masked}
 
     steps = num_epochs * steps_an_epoch
     settings = TrainConfig(
@@ -136,10 +135,21 @@ def learn_masked(
         warmup_steps=steps // 10, beta2=0.999, weight_decay=0.01, precision="float32",
         checkpoint_every=min(100, steps_an_epoch), keep_checkpoints=1,
     )  # fmt: skip
-    head = MaskedHead(encoder, seed).to(choose_device(device))
+    head = MaskedModel(encoder, seed).to(choose_device(device))
     with progress("read the domain", steps) as advance:
         state = train(
-            head, batch_at, settings, loss=loss, checkpoints=checkpoints, on_step=advance, check_stop=check_stop
+            head, batch_at, settings, loss=masked_loss, checkpoints=checkpoints, on_step=advance, check_stop=check_stop
         )
     encoder.to("cpu")  # type: ignore[arg-type]
+    assert state.loss is not None
     return state.loss
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Return the rows' ids and which of them are there, both [rows, longest row]."""
+    ids = torch.full((len(rows), max(map(len, rows))), pad)
+    seen = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(list(row))
+        seen[i, : len(row)] = 1
+    return ids, seen

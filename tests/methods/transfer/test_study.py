@@ -17,7 +17,7 @@ from polyloom.data.records import Example, Sentence
 from polyloom.methods.transfer.arms import ARMS, check_leak, find_arms, plan_of, random_heads
 from polyloom.methods.transfer.config import TransferEvaluateConfig, TransferTrainConfig
 from polyloom.methods.transfer.data import Data, split_dev, tree_index, with_trees, world_data, world_example
-from polyloom.methods.transfer.encoders import known_words, make_start, mask_pieces
+from polyloom.methods.transfer.encoders import known_words, make_start
 from polyloom.methods.transfer.method import tree_distances
 from polyloom.methods.transfer.models import Predictions
 from polyloom.methods.transfer.protocol import Outcome, measure, run_protocol, unknown_labels
@@ -168,20 +168,6 @@ def test_random_trees_are_trees_and_repeat():
     assert heads == random_heads(3)(sentence, "0/0")
     tree_distances(list(heads))
     assert len({tuple(draw(sentence, f"{i}/0")) for i in range(20)}) > 10
-
-
-def test_masks_hide_a_share_of_the_pieces_and_no_special_token():
-    from polyloom.methods.transfer.sequences import IGNORED, Layout
-
-    ids = torch.randint(10, 50, (20, 40))
-    ids[:, 0], ids[:, -2], ids[:, -1] = 1, 2, 0
-    batch = mask_pieces({"input_ids": ids}, 9, 50, Layout(1, 2, 0, 3), seed=0, step=0)
-    hidden = batch["masked"] != IGNORED
-    assert not hidden[:, [0, -2, -1]].any()
-    assert 0.1 < hidden.float().mean() < 0.2
-    assert torch.equal(batch["masked"][hidden], ids[hidden])
-    assert torch.equal(batch["input_ids"][~hidden], ids[~hidden])
-    assert 0.7 < (batch["input_ids"][hidden] == 9).float().mean() < 0.9
 
 
 # ---- data

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polyloom.core.errors import UserError
-from polyloom.core.seeding import derive_seed, numpy_generator
+from polyloom.core.seeding import derive_seed
 from polyloom.data.records import Example, Sentence
 from polyloom.methods.transfer.adapters import Adapters
 from polyloom.methods.transfer.config import TransferTrainConfig
 from polyloom.methods.transfer.data import Data, read_texts, split_specs
 from polyloom.methods.transfer.models import Batch, WordEncoder
-from polyloom.methods.transfer.sequences import IGNORED, Pieces, Sequencer, Targets, TokenizerPieces, WordPieces
+from polyloom.methods.transfer.sequences import Pieces, Sequencer, Targets, TokenizerPieces, WordPieces
 from polyloom.methods.transfer.training import batch_rows
 from polyloom.models.device import choose_device
 from polyloom.models.load import load_model, load_tokenizer
@@ -26,10 +26,10 @@ from polyloom.models.tiny import build_tiny
 from polyloom.models.tokenizers import train_tokenizer
 from polyloom.training.config import TrainConfig
 from polyloom.training.loop import train
+from polyloom.training.masked import MaskedModel, mask_tokens, masked_loss
 
 TINY_MODEL = "bert-2x64"
 MASK = "<mask>"
-MASKED_SHARE = 0.15
 PRETRAIN_BATCH = 32
 PRETRAIN_RATE = 1e-3
 
@@ -150,33 +150,6 @@ def known_words(data: Data) -> Iterable[str]:
     return found
 
 
-class MaskedModel(nn.Module):
-    """An encoder with the head of masked language modelling; its output embedding is the input embedding."""
-
-    def __init__(self, encoder: PreTrainedModel, seed: int, adapters: Adapters | None = None) -> None:
-        """Draw the head."""
-        super().__init__()
-        self.encoder = encoder
-        self.adapters = adapters
-        embedding: Any = encoder.get_input_embeddings()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "masked head"))
-            width = encoder.config.get_text_config().hidden_size
-            self.transform = nn.Sequential(
-                nn.Linear(width, embedding.embedding_dim), nn.GELU(), nn.LayerNorm(embedding.embedding_dim)
-            )
-            self.bias = nn.Parameter(torch.zeros(embedding.num_embeddings))
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Return the cross-entropy of the masked pieces."""
-        given = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
-        states = self.encoder(**given).last_hidden_state
-        chosen = batch["masked"] != IGNORED
-        embedding: Any = self.encoder.get_input_embeddings()
-        logits = self.transform(states[chosen]) @ embedding.weight.T + self.bias
-        return nn.functional.cross_entropy(logits.float(), batch["masked"][chosen])
-
-
 def learn_masked(
     start: Start,
     texts: Sequence[tuple[str, ...]],
@@ -205,7 +178,10 @@ def learn_masked(
 
     def batch_at(step: int) -> Batch:
         batch = sequencer.batch([examples[i] for i in rows_at(step)])
-        return mask_pieces(batch, mask, len(start.tokenizer or ()), start.pieces.layout, seed, step)
+        ids, layout = batch["input_ids"], start.pieces.layout
+        free = (ids != layout.pad) & (ids != layout.cls) & (ids != layout.sep)
+        hidden, masked = mask_tokens(ids, free, mask, len(start.tokenizer or ()), seed, step)
+        return {**batch, "input_ids": hidden, "masked": masked}
 
     model = MaskedModel(start.encoder, seed, adapters).to(choose_device(config.device))
     is_tiny = config.encoder == "tiny"
@@ -226,37 +202,10 @@ def learn_masked(
         model,
         batch_at,
         settings,
-        loss=lambda module, batch: (module(batch) * len(batch["input_ids"]), len(batch["input_ids"])),
+        loss=masked_loss,
         checkpoints=folder / "masked",
         on_step=on_step,
         on_log=on_log,
         check_stop=check_stop,
     )
     start.encoder.to("cpu")  # type: ignore[arg-type]
-
-
-def mask_pieces(batch: Batch, mask: int, num_pieces: int, layout: Any, seed: int, step: int) -> dict[str, Tensor]:
-    """Hide pieces of a batch; `masked` [batch, n] holds what they were, -100 elsewhere.
-
-    Args:
-        batch: of a sequencer.
-        mask: id of the mask token.
-        num_pieces: size of the vocabulary.
-        layout: special tokens, which are never hidden.
-        seed: of the draw.
-        step: of the training.
-    """
-    generator = numpy_generator(seed, "masks", step)
-    ids = batch["input_ids"].numpy()
-    draw = generator.random(ids.shape)
-    free = (ids != layout.pad) & (ids != layout.cls) & (ids != layout.sep)
-    chosen = free & (draw < MASKED_SHARE)
-    if not chosen.any():
-        chosen[0, 1] = True
-    hidden = ids.copy()
-    kind = generator.random(ids.shape)
-    hidden[chosen & (kind < 0.8)] = mask
-    other = chosen & (kind >= 0.9)
-    hidden[other] = generator.integers(0, num_pieces, int(other.sum()))
-    targets = torch.from_numpy(ids).masked_fill(torch.from_numpy(~chosen), IGNORED)
-    return {**batch, "input_ids": torch.from_numpy(hidden), "masked": targets}
