@@ -142,4 +142,5 @@ def learn_masked(
             head, batch_at, settings, loss=loss, checkpoints=checkpoints, on_step=advance, check_stop=check_stop
         )
     encoder.to("cpu")  # type: ignore[arg-type]
+    assert state.loss is not None
     return state.loss
