@@ -184,12 +184,9 @@ def refusal_mass(target: Target, behaviours: Sequence[Behaviour]) -> float:
     total = 0.0
     for text in attack_prompts(behaviours, ""):
         prompt = prompt_ids(tokenizer, render(tokenizer, text, target.victim.system))
-        logits = (
-            model(input_ids=torch.tensor([prompt], device=model.device), use_cache=False, logits_to_keep=1)
-            .logits[0, -1]
-            .float()
-        )
-        total += float(logits.softmax(dim=-1)[firsts].sum())
+        tokens = torch.tensor([prompt], device=model.device)
+        logits = model(input_ids=tokens, use_cache=False, logits_to_keep=1).logits[0, -1]
+        total += float(logits.float().softmax(dim=-1)[firsts].sum())
     return total / max(1, len(behaviours))
 
 
