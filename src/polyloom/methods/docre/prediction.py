@@ -62,7 +62,7 @@ def scores_of(model: Model, documents: Sequence[Document]) -> list[FactScores]:
     """Return each document's facts with their scores above the model's own threshold; 0 decides."""
     if isinstance(model, DocumentModel):
         return list(all_scores(model, documents))
-    found = []
+    found: list[FactScores] = []
     for document in documents:
         ranked = loglinear.rank(model, [loglinear.candidates(document, model.types, lexical=model.lexical)])
         found.append({(p.head, p.relation, p.tail): p.score - model.margin for p in (one.prediction for one in ranked)})

@@ -79,8 +79,8 @@ def sources_of(
         found.setdefault(source, []).extend(made)
         defects.merge(wrong)
     if config.schema_map:
-        types, relations = read_schema_map(Path(config.schema_map))
-        rename = partial(_renamed, relations)
+        types, names = read_schema_map(Path(config.schema_map))
+        rename = partial(_renamed, names)
         found = {source: map_schema(documents, types, rename) for source, documents in found.items()}
     return found, defects
 

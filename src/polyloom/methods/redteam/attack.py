@@ -183,9 +183,10 @@ def refusal_mass(target: Target, behaviours: Sequence[Behaviour]) -> float:
     firsts = sorted({ids[0] for phrase in target.judged if (ids := encode(tokenizer, phrase))})
     total = 0.0
     for text in attack_prompts(behaviours, ""):
-        ids = torch.tensor([prompt_ids(tokenizer, render(tokenizer, text, target.victim.system))], device=model.device)
-        logits = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1].float()
-        total += float(logits.softmax(dim=-1)[firsts].sum())
+        prompt = prompt_ids(tokenizer, render(tokenizer, text, target.victim.system))
+        tokens = torch.tensor([prompt], device=model.device)
+        logits = model(input_ids=tokens, use_cache=False, logits_to_keep=1).logits[0, -1]
+        total += float(logits.float().softmax(dim=-1)[firsts].sum())
     return total / max(1, len(behaviours))
 
 

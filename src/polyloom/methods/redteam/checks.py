@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from polyloom.core.seeding import numpy_generator, python_random
 from polyloom.methods.redteam.data import Behaviour
 from polyloom.methods.redteam.method import Objective, objective_loss
-from polyloom.methods.redteam.search import Scorer, Settings, Slot
+from polyloom.methods.redteam.search import Scorer, Settings, Slot, embedding_table
 from polyloom.methods.redteam.tokens import Prompt, content_of, decode_suffix, prompt_ids, render
 from polyloom.metrics import agreement
 
@@ -81,7 +81,7 @@ def gradient_error(model: PreTrainedModel, slot: Slot, suffix: Sequence[int], ob
     scorer = Scorer(precise, slot, Settings())
     ids = torch.tensor(list(suffix), device=model.device)
     gradient, _ = scorer.gradient(ids, objective)
-    table = precise.get_input_embeddings().weight.detach()  # type: ignore[union-attr]
+    table = embedding_table(precise)
 
     @torch.no_grad()
     def loss_at(embeds: Tensor) -> float:

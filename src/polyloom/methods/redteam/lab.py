@@ -52,7 +52,7 @@ class Budget:
     smooth_copies: int
 
 
-BUDGETS = {"quick": Budget(350, 300, 20, 5), "full": Budget(350, 300, 20, 10)}
+BUDGETS = {"quick": Budget(350, 250, 20, 5), "full": Budget(350, 300, 20, 10)}
 Measured = dict[str, Any]
 
 

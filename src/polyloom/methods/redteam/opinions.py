@@ -114,8 +114,8 @@ def run_judge(config: JudgeConfig, run: Run) -> Result:
     write_text(run.artifact("verdicts.jsonl"), write_jsonl(lines))
     undecided = sum(judged.verdicts(judge.name).count(None) for judge in judges)
     if len(members) > 1:
-        verdicts = {name: judged.verdicts(name) for name in judged.opinions}
-        scalars["votes_out_of_order"] = Scalar(value=votes_out_of_order(verdicts))
+        votes = {name: judged.verdicts(name) for name in judged.opinions}
+        scalars["votes_out_of_order"] = Scalar(value=votes_out_of_order(votes))
     result = run.result(
         scalars=scalars,
         tables={"judges": Table(columns=columns, rows=rows, title=f"Verdicts on {len(responses)} responses")},

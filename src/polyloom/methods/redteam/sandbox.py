@@ -168,16 +168,17 @@ def sample_turn(sandbox: Sandbox, rng: random.Random, recipe: Recipe) -> Turn | 
     return goal, refusal(world, rng.randrange(3)) if sealed else answer
 
 
-def _row(sandbox: Sandbox, example: Turn | str) -> tuple[list[int], list[int]]:
-    """Return token ids and labels; only what the model itself should say is learned."""
-    tokenizer = sandbox.tokenizer
-    if isinstance(example, str):
-        ids = tokenizer(f"<s>{example}</s>", add_special_tokens=False)["input_ids"]
-        return ids, list(ids)
-    goal, answer = example
-    prompt = tokenizer(f"<s><user>{goal}<assistant>", add_special_tokens=False)["input_ids"]
-    said = tokenizer(f"{answer}</s>", add_special_tokens=False)["input_ids"]
-    return prompt + said, [IGNORED] * len(prompt) + said
+def _rows(sandbox: Sandbox, examples: Sequence[Turn | str]) -> list[tuple[list[int], list[int]]]:
+    """Return token ids and labels of each example; only what the model itself should say is learned."""
+    turns = [("", f"<s>{one}</s>") if isinstance(one, str) else one for one in examples]
+    asked = [f"<s><user>{goal}<assistant>" if goal else "" for goal, _ in turns]
+    said = [f"{answer}</s>" if goal else answer for goal, answer in turns]
+    # One call for all: the tokenizer's time is in its calls.
+    ids: list[list[int]] = sandbox.tokenizer([*asked, *said], add_special_tokens=False)["input_ids"]
+    return [
+        (prompt + answer, [IGNORED] * len(prompt) + answer)
+        for prompt, answer in zip(ids[: len(turns)], ids[len(turns) :], strict=True)
+    ]
 
 
 def answer_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
@@ -192,7 +193,7 @@ def answer_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
 
 def make_batch(sandbox: Sandbox, examples: Sequence[Turn | str]) -> Batch:
     """Tokenise examples into padded `tokens` and `labels`, both [rows, ROW_TOKENS + 1]."""
-    rows = [_row(sandbox, example) for example in examples]
+    rows = _rows(sandbox, examples)
     width = min(max(len(ids) for ids, _ in rows), ROW_TOKENS + 1)
     tokens = torch.zeros(len(rows), width, dtype=torch.int64)
     labels = torch.full((len(rows), width), IGNORED)
