@@ -1,6 +1,7 @@
 """The verbs through the command line and in process: named scalars, exact calibration, losslessness, refusals."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from polyloom.methods.layerskip.calibration import (
     record,
 )
 from polyloom.methods.layerskip.data import prompt_tokens
+from polyloom.methods.layerskip.notes import NAME, write_notes
 from polyloom.methods.layerskip.sampling_test import chi_square_p, sampling_p_values
 from polyloom.methods.layerskip.study import run_train
 from polyloom.methods.layerskip.training import build_llama
@@ -248,6 +250,29 @@ def test_train_continues_a_users_model_and_saves_an_ordinary_one(
     assert set(before.state_dict()) == set(after.state_dict())
     assert torch.equal(before.state_dict()["lm_head.weight"], after.state_dict()["lm_head.weight"])
     assert found["perplexity_exit_4"] > 1
+    notes = json.loads((tmp_path / "out" / NAME).read_text(encoding="utf-8"))
+    assert (notes["recipe"]["preset"], notes["recipe"]["lora_rank"], len(notes["exits"])) == ("code-llama1-7b", 2, 4)
+
+
+def test_a_calibrated_pair_is_noted_beside_the_model_and_found_there(
+    cli: Callable[..., Any], trained: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(trained, folder)
+    found = scalars(cli("layerskip", "calibrate", "--model", folder, *SMALL, "--save", "--json"))
+    noted = json.loads((folder / NAME).read_text(encoding="utf-8"))["plan"]
+    assert (noted["exit_layer"], noted["draft_tokens"]) == (found["exit_layer"], found["draft_tokens"])
+    # Another pair than the calibrated one shows that it is the file that counts.
+    write_notes(folder, plan={"exit_layer": 3, "draft_tokens": 7})
+    words = ("layerskip", "generate", "--model", folder, *SMALL, "--prompt", "weekday: June 2, 2016? =>", "--json")
+    used = scalars(cli(*words))
+    assert (used["exit_layer"], used["draft_tokens"]) == (3, 7)
+    write_notes(folder, plan={"exit_layer": 4, "draft_tokens": 7})
+    refused = cli(*words)
+    assert (refused.exit_code, "names exit 4 of a model with 4 layers" in refused.stderr) == (2, True)
+    write_notes(folder, plan="exit 2")
+    assert "no plan that can be read" in cli(*words).stderr
+    assert cli("layerskip", "calibrate", "--save").exit_code == 2
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ class GenerateConfig(DataConfig):
     mode: Literal["speculative", "adaptive", "early-exit", "plain"] = Field(
         "speculative", description="early-exit loses quality; the others give the whole model's text."
     )
-    exit_layer: int | None = Field(None, description="Exit E, 1 to layers - 1. [default: calibrated]")
+    exit_layer: int | None = Field(None, description="Exit E, 1 to layers - 1. [default: noted, else calibrated]")
     draft_tokens: int | None = Field(None, ge=0, description="Draft length; 0 is plain. [default: calibrated]")
     confidence: float = Field(0.0, ge=0, lt=1, description="End a draft before a token less probable than this.")
     lookup: int = Field(
@@ -95,6 +95,7 @@ class CalibrateConfig(DataConfig):
     """`polyloom layerskip calibrate`: the fastest exit and draft length on your prompts."""
 
     sweep: bool = Field(False, description="Also decode with every pair, to check the prediction.")
+    save: bool = Field(False, description="Note the pair beside the model, where generate and serve find it.")
 
 
 class BenchConfig(DataConfig):

@@ -22,6 +22,7 @@ from polyloom.methods.layerskip.calibration import best_plan, calibrate
 from polyloom.methods.layerskip.config import ServeConfig
 from polyloom.methods.layerskip.data import prompt_tokens
 from polyloom.methods.layerskip.embedded import Prepared, choose_prompts, prepare
+from polyloom.methods.layerskip.notes import read_plan
 from polyloom.runs.folder import Run
 
 LONGEST_POSITIONS = 4096
@@ -61,7 +62,11 @@ def open_engine(config: ServeConfig, run: Run) -> Engine:
     num_positions = min(max_positions(prepared.model) or LONGEST_POSITIONS, LONGEST_POSITIONS)
     runner = open_range(prepared.model, num_positions)
     controller: Controller = Fixed(PLAIN)
-    if config.mode != "plain":
+    noted = read_plan(config.model, runner.num_layers)
+    if config.mode == "speculative" and noted is not None:
+        controller = Fixed(noted)
+        sys.stderr.write(f"noted beside the model: {describe(noted)}\n")
+    elif config.mode != "plain":
         prompts = [one.prompt for one in choose_prompts(config, prepared)]
         cells, costs, traces, _ = calibrate(runner, prompts, config.max_new_tokens, prepared.ends)
         plan = best_plan(cells)[0]

@@ -30,6 +30,7 @@ from polyloom.methods.layerskip.calibration import best_plan, calibrate
 from polyloom.methods.layerskip.config import DataConfig, ExitsConfig, GenerateConfig, TrainVerbConfig
 from polyloom.methods.layerskip.data import Tokens, by_group, prompt_tokens
 from polyloom.methods.layerskip.embedded import Prepared, choose_prompts, fit, model_folder, open_runner, prepare
+from polyloom.methods.layerskip.notes import read_plan, write_notes
 from polyloom.methods.layerskip.training import PRESETS, RATES, ExitScore, add_lora, score_exits
 from polyloom.models.exits import check_exit, exit_parts
 from polyloom.models.load import save_model
@@ -77,6 +78,8 @@ def run_train(config: TrainVerbConfig, run: Run) -> Result:
     folder = model_folder(run, config.out)
     save_model(model, folder, prepared.tokenizer)
     after = run.once("after", lambda: _scores(replace(prepared, model=model), test))
+    recipe = {"preset": preset, "mode": config.mode, "steps": config.steps, "lora_rank": config.lora_rank}
+    write_notes(folder, recipe=recipe | asdict(skip), exits=after)
     scalars = _exit_scalars(after)
     scalars["num_steps"] = Scalar(value=config.steps)
     scalars["num_skipped_batches"] = Scalar(value=loss.num_skipped_batches)
@@ -312,6 +315,10 @@ def _controller(config: GenerateConfig, prepared: Prepared, runner: LayerRange) 
     exit_layer, gamma = config.exit_layer, config.draft_tokens
     if gamma == 0 or (exit_layer and gamma and config.mode != "adaptive"):
         plan = Plan(exit_layer if gamma and exit_layer else 0, gamma or 0, config.confidence, config.lookup)
+        return plan, Fixed(plan)
+    noted = read_plan(config.model, runner.num_layers) if exit_layer is gamma is None else None
+    if noted is not None and config.mode != "adaptive":
+        plan = replace(noted, confidence=config.confidence, lookup=config.lookup)
         return plan, Fixed(plan)
     prompts = [one.prompt for one in choose_prompts(config, prepared, CALIBRATION_PROMPTS)]
     if not prompts:

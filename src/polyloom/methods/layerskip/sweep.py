@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from statistics import median
 
+from polyloom.core.errors import UserError
 from polyloom.core.result import Cell, Result, Scalar, Series, Table
 from polyloom.generation.layer_range import LayerRange
 from polyloom.generation.speculative import PLAIN, Plan
@@ -17,6 +19,7 @@ from polyloom.methods.layerskip.calibration import Cell as PairCell
 from polyloom.methods.layerskip.config import CalibrateConfig
 from polyloom.methods.layerskip.data import Tokens
 from polyloom.methods.layerskip.embedded import choose_prompts, open_runner, prepare
+from polyloom.methods.layerskip.notes import write_notes
 from polyloom.methods.layerskip.timing import interleaved_seconds
 from polyloom.runs.folder import Run
 
@@ -31,14 +34,18 @@ def run_calibrate(config: CalibrateConfig, run: Run) -> Result:
         run: keeps the steps.
 
     Raises:
-        UserError: as `open_range`.
+        UserError: as `open_range`; a pair to save without a folder.
     """
+    if config.save and not Path(config.model).is_dir():
+        raise UserError("there is no folder to note the pair in.", where="--save", hint="Name a folder with --model.")
     prepared = prepare(config, run)
     chosen = choose_prompts(config, prepared)
     prompts = [one.prompt for one in chosen]
     runner = open_runner(config, prepared, prompts)
     cells, costs, traces, seconds = calibrate(runner, prompts, config.max_new_tokens, prepared.ends)
     plan, speed = best_plan(cells)
+    if config.save:
+        _save(config.model, plan, speed)
     scalars = {
         "exit_layer": Scalar(value=plan.exit_layer),
         "draft_tokens": Scalar(value=plan.draft_tokens),
@@ -90,6 +97,11 @@ def run_calibrate(config: CalibrateConfig, run: Run) -> Result:
         verdicts=verdicts,
         limitations=[*prepared.limitations, *limitations],
     )
+
+
+def _save(model: str, plan: Plan, speed: float) -> None:
+    pair = {"exit_layer": plan.exit_layer, "draft_tokens": plan.draft_tokens, "predicted_speed": speed}
+    write_notes(Path(model), plan=pair)
 
 
 def _language_table(

@@ -66,7 +66,7 @@ class Plan:
     vocab_size: int = 1000
     width: int = 128
     num_layers: int = 2
-    base_steps: int = 3300
+    base_steps: int = 3000
     base_batch: int = 16
     base_lr: float = 3e-3
     sft_steps: int = 250
