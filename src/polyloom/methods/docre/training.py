@@ -54,6 +54,8 @@ CHECKPOINT_STEPS = 100
 TINY_VOCABULARY = 2000
 TINY_WIDTH = 128
 HEAD_WIDTH = 768
+# How far below the threshold a new relation's logit starts.
+NEW_RELATION_BELOW = 4.0
 
 
 @dataclass(frozen=True)
@@ -173,9 +175,6 @@ def with_relations(model: DocumentModel, relations: Sequence[str], seed: int) ->
         head.bilinear.weight[num_old:] *= 0.1
         head.bilinear.bias[num_old:] = old.bilinear.bias[0] - NEW_RELATION_BELOW
     return DocumentModel(model.encoder, model.tokenizer, head, names, model.num_layers, model.schema_version + 1)
-
-
-NEW_RELATION_BELOW = 4.0
 
 
 class Network(nn.Module):

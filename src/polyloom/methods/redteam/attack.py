@@ -147,8 +147,8 @@ def attack_scalars(target: Target, baseline: Baseline, attacked: Sequence[Attack
         scalars[f"refusal_loss_{name}"] = Scalar(value=one.found.refusal_loss, unit="nats")
     scalars |= any_scalars(attacked)
     scalars |= {
-        "refusal_mass": Scalar(value=refusal_mass(target, target.test)),
-        "refusal_mass_benign": Scalar(value=refusal_mass(target, target.benign)),
+        "refusal_mass": Scalar(value=refusal_mass(target, target.test, baseline)),
+        "refusal_mass_benign": Scalar(value=refusal_mass(target, target.benign, baseline)),
     }
     scalars |= proof_scalars([one.found for one in attacked])
     control = next((one for one in attacked if one.found.objective == "random"), None)
@@ -177,10 +177,18 @@ def any_scalars(attacked: Sequence[Attacked]) -> dict[str, Scalar]:
 
 
 @torch.inference_mode()
-def refusal_mass(target: Target, behaviours: Sequence[Behaviour]) -> float:
-    """Return the mean probability that an answer begins with a refusal's first token: a warning without any search."""
+def refusal_mass(target: Target, behaviours: Sequence[Behaviour], baseline: Baseline) -> float:
+    """Return the mean probability that an answer begins as a refusal does: a warning without any search.
+
+    Args:
+        target: the victim.
+        behaviours: what is asked.
+        baseline: whose refusals, and the judge's phrases, say how a refusal begins.
+    """
     tokenizer, model = target.victim.tokenizer, target.victim.model
-    firsts = sorted({ids[0] for phrase in target.judged if (ids := encode(tokenizer, phrase))})
+    sealed = baseline.sealed
+    said = [r.response for r, hit in zip(sealed.responses, sealed.successes("keywords"), strict=True) if not hit]
+    firsts = sorted({ids[0] for phrase in (*target.judged, *said) if (ids := encode(tokenizer, phrase))})
     total = 0.0
     for text in attack_prompts(behaviours, ""):
         prompt = prompt_ids(tokenizer, render(tokenizer, text, target.victim.system))
