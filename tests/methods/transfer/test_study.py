@@ -232,6 +232,13 @@ def test_the_papers_rule_spares_entities_and_is_static():
     assert plan_of(ARMS["base"], config, Targets()) is None
 
 
+def test_weights_and_protected_words_reach_the_switching():
+    plan = plan_of(ARMS["lex"], TransferTrainConfig(weights=["es=2", "de=0"], protect=["labels"]), Targets())
+    assert plan is not None
+    assert plan.weights == {"es": 2.0, "de": 0.0}
+    assert plan.protect == ("labels",)
+
+
 def test_parts_of_speech_as_input_are_refused_where_they_are_the_task():
     targets, arms = Targets((), ("NOUN", "VERB")), list(find_arms(["base", "syn"]).values())
     with pytest.raises(UserError, match="given the answers"):
@@ -397,6 +404,8 @@ def test_pairs_across_languages_and_averaged_models(cli: Cli, tmp_path: Path):
         (["--arms", "base", "--test", "nothing"], "names no language"),
         (["--arms", "base", "--task", "sentence"], "the training data have 0 classes"),
         (["--arms", "base", "--pretrain", "empty.txt"], "holds no text"),
+        (["--arms", "base", "--dictionaries", "de=en-de.tsv", "--weights", "fr=1"], "there is no dictionary into 'fr'"),
+        (["--arms", "base", "--inflect", "de=de.conllu"], "forms are chosen by the features"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_line(

@@ -64,6 +64,7 @@ def export_numpy(trained: Trained, folder: Path, *, int8: bool = False) -> Path:
         "num_branches": shape.num_branches,
         "max_length": shape.max_length,
         "symmetric": shape.symmetric,
+        "pooling": shape.pooling,
         "loss": trained.loss,
         "classes": trained.classes,
         "scale": list(trained.scale),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from polyloom.methods.match.method import (
     MaskedConv,
     make_block,
     masked_max,
+    masked_mean,
     pool,
 )
 
@@ -25,6 +26,7 @@ SIAMESE = ("bag", "gru", "lstm", "cnn", "encoder")
 # Spread of random word vectors. Alignment needs unit ones: at 0.3 its softmax starts even over all words, and RE2 never
 # learned. Encoders of one text were steadier at 0.3 on validation pairs (benchmarks/match.md).
 EMBEDDING_STD, ALIGNED_STD = 0.3, 1.0
+Pooling = Literal["both", "mean"]
 ALIGNED = ("esim", "re2")
 BASES = (*SIAMESE, *ALIGNED)
 
@@ -46,6 +48,7 @@ class Shape:
         num_branches: of SFA.
         floor: least width of the squeezed text.
         encoder: folder of the frozen encoder of base `encoder`.
+        pooling: of a siamese base's words: `both` mean and maximum, or the `mean` alone.
     """
 
     base: str
@@ -60,6 +63,7 @@ class Shape:
     num_branches: int = 3
     floor: int = 60
     encoder: str = ""
+    pooling: Pooling = "both"
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields by name."""
@@ -218,7 +222,7 @@ class Matcher(nn.Module):
         if shape.base in SIAMESE:
             self.encoder: nn.Module = _Encoder(shape.base, width, hidden)
             self.block = block
-            self.vector_size = 2 * sizes.get(shape.base, 2 * hidden)
+            self.vector_size = sizes.get(shape.base, 2 * hidden) * (1 if shape.pooling == "mean" else 2)
             head_size = (2 if shape.symmetric else 4) * self.vector_size
         else:
             make = _Aligner if shape.base == "esim" else _ResidualAligner
@@ -249,7 +253,7 @@ class Matcher(nn.Module):
         return self.encoder(self.dropout(self.embedding(ids)), mask), mask
 
     def vectors(self, ids: Tensor) -> Tensor:
-        """Return the vectors [batch, vector_size] of numbered texts: mean and maximum after the block.
+        """Return the vectors [batch, vector_size] of numbered texts: their pooled words after the block.
 
         Raises:
             UserError: the base judges pairs only.
@@ -260,12 +264,15 @@ class Matcher(nn.Module):
         X, mask = self.states(ids)
         if isinstance(self.block, FeatureAttention):
             # A positive factor per feature commutes with mean and maximum: the sequence itself need not be scaled.
-            pooled = pool(X, mask)
+            pooled = self._pool(X, mask)
             gate = self.block.gate(pooled[:, : X.shape[2]])
-            return (pooled.view(-1, 2, X.shape[2]) * gate[:, None]).flatten(1)
+            return (pooled.view(len(pooled), -1, X.shape[2]) * gate[:, None]).flatten(1)
         if self.block is not None:
             X = self.block(X, mask)
-        return pool(X, mask)
+        return self._pool(X, mask)
+
+    def _pool(self, X: Tensor, mask: Tensor) -> Tensor:
+        return masked_mean(X, mask) if self.shape.pooling == "mean" else pool(X, mask)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Judge pairs.

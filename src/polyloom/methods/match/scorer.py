@@ -120,7 +120,7 @@ class Scorer:
         return self._linear("block.bottleneck_out", (v[:, None] * F).sum(0))
 
     def encode(self, text: str) -> Array:
-        """Return the vector [size] of a text: mean and maximum over its words, after the block."""
+        """Return the vector [size] of a text: mean and maximum (or the mean alone) over its words, after the block."""
         ids = self.number(text)
         X = self.rows[ids]
         if self.row_scale is not None:
@@ -132,11 +132,12 @@ class Scorer:
         if self.meta["block"] == "sfa":
             X = self._sfa(X)
         mean = X.mean(0)
-        pooled = np.concatenate([mean, X.max(0)])
+        parts = [mean] if self.meta["pooling"] == "mean" else [mean, X.max(0)]
+        pooled = np.concatenate(parts)
         if self.meta["block"] == "fa":
             z = np.tanh(self._linear("block.squeeze", mean))
             e = _sigmoid(self._norm("block.norm", self._linear("block.excite", z)))
-            pooled *= np.concatenate([e, e])
+            pooled *= np.concatenate([e] * len(parts))
         return np.asarray(pooled)
 
     def compare(self, u: Array, v: Array) -> Array:

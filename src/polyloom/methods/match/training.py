@@ -27,6 +27,7 @@ from polyloom.methods.match.vectors import Initial
 from polyloom.metrics.statistics import spearman
 
 Loss = Literal["softmax", "regression", "cosine", "cosent", "contrastive"]
+COMPARING = ("cosine", "cosent", "contrastive")  # losses that compare vectors: these pool by the mean alone
 Floats = NDArray[np.float64]
 POSITIVE = ("1", "same", "entailment", "entails", "duplicate", "true", "yes")
 COSENT_SCALE, CONTRASTIVE_SCALE = 20.0, 20.0
@@ -252,10 +253,10 @@ def build(train: Pairs, recipe: Recipe, seed: int, initial: Initial | None = Non
         check_classes(train)
     if (loss == "softmax") != (train.task == "classes") and loss in ("softmax", "regression"):
         raise UserError(f"the loss {loss!r} does not fit labels that are {train.task}.", where="--loss")
-    if loss in ("cosine", "cosent", "contrastive") and recipe.base in ALIGNED:
+    if loss in COMPARING and recipe.base in ALIGNED:
         raise UserError(f"the loss {loss!r} needs a vector of each text.", where="--loss", hint="Use another --base.")
     classes = train.classes() if train.task == "classes" else []
-    if loss in ("cosine", "cosent", "contrastive") and classes and not any(is_positive(name) for name in classes):
+    if loss in COMPARING and classes and not any(is_positive(name) for name in classes):
         hint = f"Name the matching one: {', '.join(POSITIVE)}."
         raise UserError(f"none of the classes {', '.join(classes)} says that texts match.", where="--loss", hint=hint)
     vocabulary = initial.vocabulary if initial and initial.vocabulary else build_vocabulary(train.texts())
@@ -274,13 +275,32 @@ def build(train: Pairs, recipe: Recipe, seed: int, initial: Initial | None = Non
         num_branches=recipe.num_branches,
         floor=recipe.floor,
         encoder=recipe.encoder,
+        pooling="mean" if loss in COMPARING else "both",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
         model = Matcher(shape)
     if initial is not None and initial.rows is not None:
         initial.put_into(model, vocabulary)
+    elif initial is None and loss in COMPARING:
+        weigh_by_rarity(model, [vocabulary.encode(text, recipe.max_length) for text in dict.fromkeys(train.texts())])
     return Trained(model, vocabulary, train.task, classes, train.scale, loss)
+
+
+@torch.no_grad()
+def weigh_by_rarity(model: Matcher, texts: Sequence[Sequence[int]]) -> None:
+    """Scale random word vectors by how rare their words are, so that training starts from weighted word counts.
+
+    The mean of such vectors has nearly the cosine of TF-IDF (random vectors are nearly orthogonal).
+
+    Args:
+        model: its embedding is changed.
+        texts: numbered ones, each once.
+    """
+    rows: Tensor = model.embedding.weight  # type: ignore[assignment, union-attr]
+    counts = torch.bincount(torch.tensor([i for text in texts for i in set(text)]), minlength=len(rows))
+    rarity = torch.log((1 + len(texts)) / (1 + counts.float()))
+    rows *= (rarity / rarity.mean())[:, None]
 
 
 def batches(lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -> list[list[int]]:

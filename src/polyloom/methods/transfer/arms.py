@@ -10,6 +10,7 @@ from polyloom.core.errors import UserError, closest
 from polyloom.core.seeding import python_random
 from polyloom.data.records import UPOS, Sentence
 from polyloom.methods.transfer.config import TransferTrainConfig
+from polyloom.methods.transfer.lexicon import read_weights
 from polyloom.methods.transfer.models import Syntax
 from polyloom.methods.transfer.sequences import Heads, Targets, gold_heads
 from polyloom.methods.transfer.switching import SwitchPlan, paper_plan
@@ -103,6 +104,8 @@ def plan_of(arm: Arm, config: TransferTrainConfig, targets: Targets) -> SwitchPl
         among=config.among,
         mix=1.0 if arm.lexical == "all" else config.mix,
         sync_pairs=config.sync_pairs,
+        protect=tuple(config.protect),
+        weights=read_weights(config.weights, {spec.partition("=")[0] for spec in config.weights}),
     )
 
 

@@ -72,6 +72,11 @@ class TransferTrainConfig(Config):
         "first", description="Which translation is taken."
     )
     among: Literal["all", "covered", "outside"] = Field("all", description="Words that the rate counts.")
+    weights: list[str] = Field([], description="LANGUAGE=NUMBER: how often a language is drawn. [default: 1 each]")
+    protect: list[str] = Field(
+        [], description="Words that never change: numbers, urls, placeholders, signs, labels, or an expression."
+    )
+    scripts: list[str] = Field([], description="LANGUAGE=SCRIPT: keep those translations, such as zh=Hans.")
     sync_pairs: bool = Field(False, description="Switch a word of a pair alike in both sentences.")
     inflect: list[str] = Field(
         [], description="LANGUAGE=FILE: treebanks whose forms translations take, by the features of the source's trees."

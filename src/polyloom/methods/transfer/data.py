@@ -23,7 +23,7 @@ from polyloom.data.world.trees import tree
 from polyloom.methods.transfer.config import TransferTrainConfig
 from polyloom.methods.transfer.induction import InductionOptions, induce
 from polyloom.methods.transfer.inflection import Inflector, read_inflector
-from polyloom.methods.transfer.lexicon import count_hits, lexicon_notices, open_lexicons, world_lexicon
+from polyloom.methods.transfer.lexicon import count_hits, lexicon_notices, open_lexicons, read_weights, world_lexicon
 
 WORLD = "world"
 DEV_SHARE = 10
@@ -109,7 +109,7 @@ def read_data(config: TransferTrainConfig, needs_trees: bool) -> Data:
         examples[:] = [replace(one, label=of.label) for one, of in zip(examples, train, strict=True)]
     data.notices = [f"{count} {what}." for what, count in notices.items()]
     _add_trees(data, split_specs(config.trees, "--trees"), needs_trees)
-    _add_lexicons(data, config.dictionaries)
+    _add_lexicons(data, config)
     if config.inflect:
         source = split_specs(config.trees, "--trees").get(config.language, [])
         if not source:
@@ -209,10 +209,11 @@ def with_trees(examples: Sequence[Example], index: Index) -> tuple[list[Example]
     return result, missing
 
 
-def _add_lexicons(data: Data, specs: Sequence[str]) -> None:
-    if not specs:
+def _add_lexicons(data: Data, config: TransferTrainConfig) -> None:
+    if not config.dictionaries:
         return
-    data.lexicons = open_lexicons(specs)
+    data.lexicons = open_lexicons(config.dictionaries, scripts=config.scripts)
+    read_weights(config.weights, data.lexicons)
     words = [one.words for example in data.train for one in example.sentences]
     hits = [count_hits(code, dictionary, words) for code, dictionary in data.lexicons.items()]
     targets = [code for code in data.tests if code != data.source]

@@ -127,6 +127,24 @@ def open_lexicons(
     return found
 
 
+def read_weights(specs: Sequence[str], languages: Iterable[str]) -> dict[str, float]:
+    """Read `language=number` items: how often a language is drawn, up to a factor.
+
+    Raises:
+        UserError: no number, or a language without a dictionary.
+    """
+    known, found = sorted(languages), {}
+    for spec in specs:
+        code, _, number = spec.partition("=")
+        try:
+            found[code] = float(number)
+        except ValueError as error:
+            raise UserError(f"{spec!r} is no weight.", where="--weights", hint="Write language=number.") from error
+        if code not in known:
+            raise UserError(f"there is no dictionary into {code!r}.", where="--weights", hint=f"Known: {known}.")
+    return found
+
+
 def join_phrases(sentence: Sentence, lexicons: Lexicons) -> Sentence:
     """Make one word of each phrase that a dictionary has as a headword, the longest first: "New York" is one node.
 

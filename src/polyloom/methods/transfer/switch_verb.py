@@ -27,6 +27,7 @@ from polyloom.methods.transfer.lexicon import (
     join_phrases,
     lexicon_notices,
     open_lexicons,
+    read_weights,
     world_lexicon,
 )
 from polyloom.methods.transfer.switching import Aids, SwitchCounts, Switched, SwitchPlan, count_switches, switch_all
@@ -115,24 +116,8 @@ def _plan(config: SwitchConfig) -> SwitchPlan:
         config.mix,
         config.sync_pairs,
         tuple(config.protect),
-        _weights(config),
+        read_weights(config.weights, {spec.partition("=")[0] for spec in config.dictionaries} or WORLD_TARGETS),
     )
-
-
-def _weights(config: SwitchConfig) -> dict[str, float]:
-    known = {spec.partition("=")[0] for spec in config.dictionaries} or set(WORLD_TARGETS)
-    found = {}
-    for spec in config.weights:
-        code, _, number = spec.partition("=")
-        try:
-            found[code] = float(number)
-        except ValueError as error:
-            raise UserError(f"{spec!r} is no weight.", where="--weights", hint="Write language=number.") from error
-        if code not in known:
-            raise UserError(
-                f"there is no dictionary into {code!r}.", where="--weights", hint=f"Known: {sorted(known)}."
-            )
-    return found
 
 
 def _examples(config: SwitchConfig) -> tuple[list[Example], Counter[str]]:
