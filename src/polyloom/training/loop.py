@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from polyloom.core.errors import PolyloomError, Stopped
 from polyloom.training.config import TrainConfig
@@ -21,6 +21,7 @@ from polyloom.training.engine import Engine, Loss, ParameterGroup, Replicated, S
 from polyloom.training.memory import saving_memory
 from polyloom.training.moments import load_moments
 from polyloom.training.monitor import Monitor
+from polyloom.training.muon import MuonWithAdamW
 from polyloom.training.packing import Batch, BatchAt
 from polyloom.training.parallel import World, join_world
 from polyloom.training.schedules import lr_factor
@@ -118,7 +119,8 @@ def train(
         batch_at: from a step to its batch: tensors whose first dimension is `config.batch_size`.
         config: the configuration.
         loss: from the model and rows of a batch to the summed loss and the number of targets that it is summed over.
-        groups: AdamW's groups: `lr`, `weight_decay`, `eps`, `gradient_scale` of the norm; else `parameter_groups`.
+        groups: the optimiser's: `lr`, `weight_decay`, `eps`, `gradient_scale` of the norm, `muon` where it is to step;
+            else `parameter_groups`.
         engine: of a model that is sharded over processes; by default each process holds it whole.
         monitor: adds to the logged steps what it sees; it is fed where the loss is computed.
         checkpoints: the folder to save to and resume from; nothing is saved without.
@@ -173,7 +175,7 @@ def train(
     return state
 
 
-def _restored(engine: Engine, optimizer: AdamW, checkpoints: Path | None, moments: Path | None) -> TrainState:
+def _restored(engine: Engine, optimizer: Optimizer, checkpoints: Path | None, moments: Path | None) -> TrainState:
     """Return where to begin: the newest checkpoint's state, or a new one, with moments where they are given."""
     saved = engine.load(checkpoints) if checkpoints else None
     if moments and not saved:
@@ -190,7 +192,7 @@ def _log_step(
     log: Callable[..., None],
     state: TrainState,
     norm: float,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     clock: tuple[float, int],
     more: Mapping[str, float],
 ) -> tuple[float, int]:
@@ -202,11 +204,17 @@ def _log_step(
     return now
 
 
-def _optimizer(groups: Sequence[ParameterGroup], config: TrainConfig, device: torch.device, *, fused: bool) -> AdamW:
-    """Return AdamW over the groups; each keeps its own peak learning rate, which the schedule scales."""
+def _optimizer(
+    groups: Sequence[ParameterGroup], config: TrainConfig, device: torch.device, *, fused: bool
+) -> Optimizer:
+    """Return the optimiser over the groups; each keeps its own peak learning rate, which the schedule scales."""
     # Neither the fused nor the multi-tensor kernel takes a mixture of sharded and plain parameters.
     kernel = {"fused": device.type in ("cpu", "cuda")} if fused else {"foreach": False}
-    optimizer = AdamW(list(groups), betas=(config.beta1, config.beta2), eps=config.eps, **kernel)
+    optimizer: Optimizer
+    if config.optimizer == "muon":
+        optimizer = MuonWithAdamW(groups, config, fused=kernel.get("fused", False))
+    else:
+        optimizer = AdamW(list(groups), betas=(config.beta1, config.beta2), eps=config.eps, **kernel)
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer
@@ -214,7 +222,7 @@ def _optimizer(groups: Sequence[ParameterGroup], config: TrainConfig, device: to
 
 def _step(
     engine: Engine,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     batch: Batch,
     config: TrainConfig,
     state: TrainState,
@@ -280,7 +288,7 @@ def _spike_error(step: int, spike: Spike, why: str = "") -> PolyloomError:
     )
 
 
-def _check_finite(loss: float, norm: Tensor, step: int, optimizer: AdamW) -> None:
+def _check_finite(loss: float, norm: Tensor, step: int, optimizer: Optimizer) -> None:
     if math.isfinite(loss) and bool(torch.isfinite(norm)):
         return
     what = "loss" if not math.isfinite(loss) else "gradient norm"
