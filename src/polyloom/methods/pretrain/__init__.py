@@ -138,6 +138,7 @@ CARD = RoomCard(
     equations=(
         Equation("lr/m, std/sqrt(m), wd m, eps/m", "muP's table for matrices under AdamW", f"{_METHOD}:native_rule"),
         Equation("m = width / base width", "width multiplier", f"{_METHOD}:Scaling"),
+        Equation("U S' V^T, lr sqrt(max(1, rows/columns))", "Muon", "polyloom.training.muon:MuonWithAdamW"),
         Equation("W' = cW, lr c, eps/c, wd/c", "folding a multiplier into a tensor", f"{_METHOD}:fold"),
         Equation("input_mult, output_mult/m, r^-a", "forward factors", f"{_METHOD}:forward_factor"),
         Equation("lr r^(a-1), eps r^-a", "depth rule (CompleteP)", f"{_METHOD}:native_rule"),

@@ -19,6 +19,7 @@ class CoordinateCheckConfig(Config):
     widths: list[int] = Field([64, 128, 256, 512], min_length=2, description="Widths, multiples of 32.")
     lr: float = Field(1e-2, gt=0, description="Learning rate at the base width 64.")
     steps: int = Field(4, ge=1, description="Steps before the measurement.")
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon steps the matrices by Muon.")
     num_seeds: int = Field(3, ge=1, description="Seeds to average over.")
 
 
