@@ -97,6 +97,12 @@ CARD = RoomCard(
             f"{_ROOM}.predicting:run_predict",
         ),
         Verb(
+            "mixture",
+            "Fit each domain's loss by the shares of the mixture and propose shares, or say that it is not resolved.",
+            f"{_ROOM}.config:MixtureConfig",
+            f"{_ROOM}.mixing:run_mixture",
+        ),
+        Verb(
             "export",
             "Write a checkpoint as Granite, folded Llama or TeleFLM, and compare the logits.",
             f"{_ROOM}.config:ExportConfig",
@@ -146,6 +152,7 @@ CARD = RoomCard(
         Equation("L (4 d^2 + 3 d ffn + 2 d) + d + 2 V d", "parameters", f"{_METHOD}:count_parameters"),
         Equation("6 N + 12 L d T", "FLOPs of a token", f"{_METHOD}:training_flops_per_token"),
         Equation("L = a C^b + c", "loss by size", f"{_ROOM}.laws:fit_power_law"),
+        Equation("L_i = c_i + exp(t_i . w)", "loss by mixture", f"{_ROOM}.mixture_laws:fit_law"),
         Equation(
             "h + r^-a f(h), logits output_mult/m",
             "the definition that exports equal",

@@ -160,6 +160,33 @@ class PredictConfig(Config):
     languages: list[str] = Field(["en", "de", "tr"], min_length=1, description="Languages of the world's text.")
 
 
+class MixtureConfig(Config):
+    """`polyloom pretrain mixture`: shares of the sources, from how each loss falls with them."""
+
+    table: Path | None = Field(
+        None,
+        description="CSV of your runs: weight:NAME and loss:NAME columns, the first row to compare with. [train some]",
+    )
+    data: list[str] = Field([], description="Text of two or more domain/languages, as `pretrain corpus` reads it.")
+    languages: list[str] = Field(["en", "de", "tr"], min_length=2, description="Languages of the world's text.")
+    importance: dict[str, float] = Field(
+        {}, description="What each loss counts for, in a YAML file; one that is not named counts nothing. [all alike]"
+    )
+    num_mixtures: int = Field(12, ge=4, description="Proxies to train, each under its own shares.")
+    width: int = Field(64, ge=32, description="Of the proxies, a multiple of 32.")
+    steps: int = Field(100, ge=8, description="Steps of each.")
+    lr: float = Field(2**-6, gt=0, description="Learning rate at the base width 64.")
+    num_seeds: int = Field(3, ge=2, description="New seeds that compare the proposal with the first run's shares.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MixtureConfig:
+        if any(value < 0 for value in self.importance.values()) or (
+            self.importance and not sum(self.importance.values())
+        ):
+            raise ValueError("importance is 0 or above, and above 0 somewhere")
+        return self
+
+
 class VerifyConfig(Config):
     """`polyloom pretrain verify`: do many processes, a kill and another layout give the numbers of one process?"""
 
