@@ -152,6 +152,7 @@ CARD = RoomCard(
         Equation("L (4 d^2 + 3 d ffn + 2 d) + d + 2 V d", "parameters", f"{_METHOD}:count_parameters"),
         Equation("6 N + 12 L d T", "FLOPs of a token", f"{_METHOD}:training_flops_per_token"),
         Equation("L = a C^b + c", "loss by size", f"{_ROOM}.laws:fit_power_law"),
+        Equation("L = a C^b + d t^e + c", "loss by size and steps", f"{_ROOM}.joint_laws:fit_joint"),
         Equation("L_i = c_i + exp(t_i . w)", "loss by mixture", f"{_ROOM}.mixture_laws:fit_law"),
         Equation(
             "h + r^-a f(h), logits output_mult/m",

@@ -63,6 +63,9 @@ class TrainVerbConfig(TrainConfig):
     pipeline_schedule: Literal["1f1b", "gpipe", "interleaved-1f1b"] = Field("1f1b", description="With pp.")
     num_micro_batches: int = Field(2, ge=1, description="With pp: parts of a process's rows.")
     launch: bool = Field(True, description="Start the processes here; off prepares the run for your own torchrun.")
+    prediction: Path | None = Field(
+        None, description="Run of `predict --target-steps`, or its prediction.json: says at logged steps if on track."
+    )
     out: Path | None = Field(None, description="Folder for the model. [default: in the run]")
     checkpoint_every: int = Field(100, ge=0, description="Steps between checkpoints; 0 saves only when stopped.")
     on_spike: Literal["off", "note", "skip", "rewind", "stop"] = Field(
@@ -152,6 +155,9 @@ class PredictConfig(Config):
         None, description="CSV of your runs: parameters, loss, and seed, step where they differ. [default: train some]"
     )
     target: float | None = Field(None, gt=0, description="Parameters to predict for. [default: 4 times the largest]")
+    target_steps: int | None = Field(
+        None, ge=2, description="Predict the whole curve to this step, from losses of several sizes and steps."
+    )
     published: bool = Field(False, description="Predict the losses that others published, from their smaller models.")
     widths: list[int] = Field([32, 64, 96, 128, 192], min_length=4, description="Widths to train, multiples of 32.")
     steps: int = Field(250, ge=8, description="Steps of each; all widths take the same.")
