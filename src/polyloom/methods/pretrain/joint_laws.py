@@ -17,6 +17,8 @@ GRID, REFINEMENTS = 36, 5
 COARSE_GRID, COARSE_REFINEMENTS = 16, 4
 NUM_RESAMPLES = 100
 LEAST_STEPS = 4
+# A term whose effect over all points is below so many errors of the fit is not seen.
+LEAST_EFFECT = 3.0
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,8 @@ def predict_curve(
 
     The band joins two bootstraps of 100 draws, one of single residuals and one that turns the sign of whole runs'
     (errors along a run hang together), and the fits that leave one size out. It is not resolved where an exponent lies
-    within 0.1 of its bounds, or where leaving one size out moves the last loss by more than the losses of the last
-    step differ.
+    within 0.1 of its bounds, where size or steps change the losses by less than 3 errors of the fit, or where leaving
+    one size out moves the last loss by more than the losses of the last step differ.
 
     Args:
         runs: which run each point is of.
@@ -141,9 +143,12 @@ def predict_curve(
     loss = law.losses(target, at)
     others = np.array([curve for curve in left_out if curve is not None] or [loss])
     doubts = []
-    for name, value in (("of the size", law.b), ("of the steps", law.e)):
-        if min(value - LOWEST, HIGHEST - value) < 0.1:
-            doubts.append(f"the exponent {name} {value:.2f} is at its bound")
+    terms = (("size", law.a, law.b, sizes), ("steps", law.d, law.e, steps))
+    for name, factor, exponent, values in terms:
+        if min(exponent - LOWEST, HIGHEST - exponent) < 0.1:
+            doubts.append(f"the exponent of the {name} {exponent:.2f} is at its bound")
+        if factor * float(np.ptp(values**exponent)) < LEAST_EFFECT * law.rmse:
+            doubts.append(f"the {name} term changes the losses no more than chance does")
     last = losses[steps == steps.max()]
     if float(np.ptp(others[:, -1])) > float(np.ptp(last)):
         moved = float(np.ptp(others[:, -1]))
