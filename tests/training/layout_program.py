@@ -1,8 +1,8 @@
 """A small sharded run, started by torchrun: `-m tests.training.layout_program FOLDER STEPS PP DP TP [words]`.
 
 The first process prints a line `losses: ...`. Words: `sp` (sequence parallel), `interleaved`, `ckpt` (saves every two
-steps and resumes), `moments` (begins with those of the folder), `memory` (form A and activation checkpointing), `docs`
-(documents in the rows), `die` (process 1 ends by SIGKILL at step 1).
+steps and resumes), `moments` (begins with those of the folder), `memory` (form A and activation checkpointing), `async`
+(written behind the training), `docs` (documents in the rows), `die` (process 1 ends by SIGKILL at step 1).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def settings(steps: int, words: list[str]) -> TrainConfig:
     return TrainConfig(
         steps=steps, batch_size=BATCH, lr=5e-3, warmup_steps=0, clip_norm=0.5, precision="float32", log_every=1,
         schedule="constant",
-        checkpoint_every=2 if "ckpt" in words else 0, **more,
+        checkpoint_every=2 if "ckpt" in words else 0, async_checkpoints="async" in words, **more,
     )  # fmt: skip
 
 

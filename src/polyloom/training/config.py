@@ -47,6 +47,9 @@ class TrainConfig(Config):
     activation_checkpointing: bool = Field(
         False, description="Keep each layer's input alone and run it again in the backward pass."
     )
+    async_checkpoints: bool = Field(
+        False, description="Write checkpoints while training goes on; costs a copy of weights and moments."
+    )
     keep_checkpoints: int = Field(2, ge=1, description="Checkpoints to keep, the newest.")
 
     @model_validator(mode="after")

@@ -167,10 +167,13 @@ def train(
                 model.eval()
                 _judge(evaluate(), state, config, log)
             stop = _stop_requested(check_stop, device, world)
+            engine.settle(wait=False)
             if stop or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
                 _save(engine, checkpoints, state, config)
             if stop:
+                engine.settle(wait=True)
                 raise stop
+        engine.settle(wait=True)
     model.eval()
     return state
 
@@ -272,6 +275,7 @@ def _step(
 
 def _rewind(engine: Engine, checkpoints: Path | None, state: TrainState, spike: Spike) -> TrainState:
     """Go back to the newest checkpoint; the data up to and with the spike's batch is passed over from there on."""
+    engine.settle(wait=True)
     saved = engine.load(checkpoints) if checkpoints else None
     if saved is None:
         raise _spike_error(state.step, spike, "There is no checkpoint yet to go back to; lower --checkpoint-every. ")

@@ -41,7 +41,8 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     for _ in range(TURNS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+    found: Tensor = (x.T if tall else x).to(matrix.dtype)
+    return found
 
 
 class MuonWithAdamW(Optimizer):
