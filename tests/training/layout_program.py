@@ -1,8 +1,8 @@
 """A small sharded run, started by torchrun: `-m tests.training.layout_program FOLDER STEPS PP DP TP [words]`.
 
 The first process prints a line `losses: ...`. Words: `sp` (sequence parallel), `interleaved`, `ckpt` (saves every two
-steps and resumes), `moments` (begins with those of the folder), `memory` (form A and activation checkpointing), `async`
-(written behind the training), `docs` (documents in the rows), `die` (process 1 ends by SIGKILL at step 1).
+steps and resumes), `moments` (begins with those of the folder), `memory` (form A and activation checkpointing), `docs`
+(documents in the rows), `die` (process 1 ends by SIGKILL at step 1).
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def values(name: str, shape: torch.Size) -> torch.Tensor:
 
 def settings(steps: int, words: list[str]) -> TrainConfig:
     more: dict[str, Any] = {"memory_saving_swiglu": "A", "activation_checkpointing": True} if "memory" in words else {}
+    # `async` beside `ckpt` writes behind the training.
     return TrainConfig(
         steps=steps, batch_size=BATCH, lr=5e-3, warmup_steps=0, clip_norm=0.5, precision="float32", log_every=1,
         schedule="constant",
