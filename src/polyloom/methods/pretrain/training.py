@@ -168,7 +168,7 @@ def _loop(
         if "tokens_per_second" in values:
             values["mfu"] = values["tokens_per_second"] * flops / peak
             if track and values["loss"] is not None:
-                values |= track.judge(values["step"], values["loss"])
+                values = track.judge(values["step"], values["loss"]) | values
         run.log(**values)
 
     with run.progress("pretrain: train", settings.steps) as advance:
