@@ -46,10 +46,11 @@ def values(name: str, shape: torch.Size) -> torch.Tensor:
 
 def settings(steps: int, words: list[str]) -> TrainConfig:
     more: dict[str, Any] = {"memory_saving_swiglu": "A", "activation_checkpointing": True} if "memory" in words else {}
+    # `async` beside `ckpt` writes behind the training.
     return TrainConfig(
         steps=steps, batch_size=BATCH, lr=5e-3, warmup_steps=0, clip_norm=0.5, precision="float32", log_every=1,
         schedule="constant",
-        checkpoint_every=2 if "ckpt" in words else 0, **more,
+        checkpoint_every=2 if "ckpt" in words else 0, async_checkpoints="async" in words, **more,
     )  # fmt: skip
 
 

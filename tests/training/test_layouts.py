@@ -55,6 +55,10 @@ def test_a_checkpoint_of_one_layout_goes_on_in_another(tmp_path: Path) -> None:
     (one,) = fork(tmp_path / "one", "1x1x1:6")
     saved, tensors, pipeline = fork(tmp_path / "many", "1x2x1:2:ckpt", "1x1x2:4:ckpt", "2x1x1:6:ckpt")
     assert worst(one, saved + tensors + pipeline) <= 5e-6
+    behind, on = fork(tmp_path / "behind", "1x2x1:4:ckpt,async", "1x1x2:6:ckpt,async")
+    assert worst(one, behind + on) <= 5e-6
+    left = sorted(path.name for path in (tmp_path / "behind" / "checkpoints").iterdir())
+    assert left == ["step-00000004", "step-00000006"]
     same, resumed, unbroken = fork(tmp_path / "same", "1x2x1:2:ckpt", "1x2x1:4:ckpt", "1x2x1:4")
     assert same + resumed == unbroken
     checkpoints = tmp_path / "many" / "checkpoints"

@@ -46,13 +46,32 @@ def save_checkpoint(
     Raises:
         UserError: it cannot be written; what stood there stays.
     """
+    return write_checkpoint(folder, step, snapshot(model, optimizer), state, keep)
+
+
+def snapshot(model: nn.Module, optimizer: Optimizer, *, copy: bool = False) -> dict[str, dict[str, Tensor]]:
+    """Return what a checkpoint holds, by file, on the CPU; a copy stays as it is while training goes on."""
+    tensors = {PARTS[0]: _model_tensors(model), PARTS[1]: _optimizer_tensors(model, optimizer)}
+    return {
+        part: {name: value.clone() if copy else value for name, value in _contiguous(values).items()}
+        for part, values in tensors.items()
+    }
+
+
+def write_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, dict[str, Tensor]], state: Mapping[str, Any], keep: int = 2
+) -> Path:
+    """Write a snapshot as a checkpoint, whole or not at all; see `save_checkpoint`."""
     target = folder / f"step-{step:08d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # What a killed process was writing is of no use.
+        for torn in folder.glob(".saving-*"):
+            shutil.rmtree(torn, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
         try:
-            save_file(_contiguous(_model_tensors(model)), temporary / PARTS[0])
-            save_file(_contiguous(_optimizer_tensors(model, optimizer)), temporary / PARTS[1])
+            for part, values in tensors.items():
+                save_file(values, temporary / part)
             write_json(temporary / PARTS[2], {"step": step, **state})
             write_json(temporary / "manifest.json", {name: sha256_file(temporary / name) for name in PARTS})
             replace_folder(temporary, target)

@@ -20,6 +20,9 @@ class TrainConfig(Config):
     schedule: Literal["cosine", "wsd", "linear", "constant"] = Field("cosine", description="Learning-rate schedule.")
     warmup_steps: int = Field(20, ge=0, description="Steps of linear warm-up.")
     decay_fraction: float = Field(0.2, gt=0, le=1, description="Share of the steps in which wsd decays.")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: orthogonalised momentum for matrices, AdamW for all else."
+    )
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first-moment decay.")
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's second-moment decay.")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
@@ -43,6 +46,9 @@ class TrainConfig(Config):
     )
     activation_checkpointing: bool = Field(
         False, description="Keep each layer's input alone and run it again in the backward pass."
+    )
+    async_checkpoints: bool = Field(
+        False, description="Write checkpoints while training goes on; costs a copy of weights and moments."
     )
     keep_checkpoints: int = Field(2, ge=1, description="Checkpoints to keep, the newest.")
 

@@ -7,6 +7,7 @@ have their own engine in `polyloom.training.sharded`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 
 from polyloom.core.seeding import derive_seed
 from polyloom.models.device import autocast
-from polyloom.training.checkpoints import load_checkpoint, save_checkpoint
+from polyloom.training.checkpoints import load_checkpoint, save_checkpoint, snapshot, write_checkpoint
 from polyloom.training.config import TrainConfig
 from polyloom.training.packing import Batch
 from polyloom.training.parallel import World, rows_of
@@ -60,6 +61,9 @@ class Engine(Protocol):
     def save(self, folder: Path, step: int, state: Mapping[str, Any], keep: int) -> None:
         """Save a checkpoint; all processes call it."""
 
+    def settle(self, *, wait: bool) -> None:
+        """Finish a checkpoint that is being written, if all of it is there; or wait for it. All processes call it."""
+
     def load(self, folder: Path) -> dict[str, Any] | None:
         """Restore the newest whole checkpoint and return its state."""
 
@@ -72,6 +76,8 @@ class Replicated:
         self.model, self.loss, self.config, self.world = model, loss, config, world
         self.device = next(model.parameters()).device
         self.loss_share = 1.0
+        self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self.saving: Future[Path] | None = None
 
     def start(self, optimizer: Optimizer) -> None:
         """Take the optimiser and give every process the first one's parameters."""
@@ -120,10 +126,20 @@ class Replicated:
         ]
 
     def save(self, folder: Path, step: int, state: Mapping[str, Any], keep: int) -> None:
-        """Let the first process save."""
-        if self.world.is_main:
+        """Let the first process save, while training goes on where that is asked for."""
+        self.settle(wait=True)
+        if self.world.is_main and self.config.async_checkpoints:
+            tensors = snapshot(self.model, self.optimizer, copy=True)
+            self.saving = self.writer.submit(write_checkpoint, folder, step, tensors, state, keep)
+        elif self.world.is_main:
             save_checkpoint(folder, step, self.model, self.optimizer, state, keep)
         self.world.wait()
+
+    def settle(self, *, wait: bool) -> None:
+        """Raise what went wrong while a checkpoint was written."""
+        if self.saving and (wait or self.saving.done()):
+            saving, self.saving = self.saving, None
+            saving.result()
 
     def load(self, folder: Path) -> dict[str, Any] | None:
         """Restore the newest whole checkpoint."""

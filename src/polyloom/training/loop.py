@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from polyloom.core.errors import PolyloomError, Stopped
 from polyloom.training.config import TrainConfig
@@ -21,6 +21,7 @@ from polyloom.training.engine import Engine, Loss, ParameterGroup, Replicated, S
 from polyloom.training.memory import saving_memory
 from polyloom.training.moments import load_moments
 from polyloom.training.monitor import Monitor
+from polyloom.training.muon import MuonWithAdamW
 from polyloom.training.packing import Batch, BatchAt
 from polyloom.training.parallel import World, join_world
 from polyloom.training.schedules import lr_factor
@@ -118,7 +119,8 @@ def train(
         batch_at: from a step to its batch: tensors whose first dimension is `config.batch_size`.
         config: the configuration.
         loss: from the model and rows of a batch to the summed loss and the number of targets that it is summed over.
-        groups: AdamW's groups: `lr`, `weight_decay`, `eps`, `gradient_scale` of the norm; else `parameter_groups`.
+        groups: the optimiser's: `lr`, `weight_decay`, `eps`, `gradient_scale` of the norm, `muon` where it is to step;
+            else `parameter_groups`.
         engine: of a model that is sharded over processes; by default each process holds it whole.
         monitor: adds to the logged steps what it sees; it is fed where the loss is computed.
         checkpoints: the folder to save to and resume from; nothing is saved without.
@@ -165,15 +167,18 @@ def train(
                 model.eval()
                 _judge(evaluate(), state, config, log)
             stop = _stop_requested(check_stop, device, world)
+            engine.settle(wait=False)
             if stop or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
                 _save(engine, checkpoints, state, config)
             if stop:
+                engine.settle(wait=True)
                 raise stop
+        engine.settle(wait=True)
     model.eval()
     return state
 
 
-def _restored(engine: Engine, optimizer: AdamW, checkpoints: Path | None, moments: Path | None) -> TrainState:
+def _restored(engine: Engine, optimizer: Optimizer, checkpoints: Path | None, moments: Path | None) -> TrainState:
     """Return where to begin: the newest checkpoint's state, or a new one, with moments where they are given."""
     saved = engine.load(checkpoints) if checkpoints else None
     if moments and not saved:
@@ -190,7 +195,7 @@ def _log_step(
     log: Callable[..., None],
     state: TrainState,
     norm: float,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     clock: tuple[float, int],
     more: Mapping[str, float],
 ) -> tuple[float, int]:
@@ -202,11 +207,17 @@ def _log_step(
     return now
 
 
-def _optimizer(groups: Sequence[ParameterGroup], config: TrainConfig, device: torch.device, *, fused: bool) -> AdamW:
-    """Return AdamW over the groups; each keeps its own peak learning rate, which the schedule scales."""
+def _optimizer(
+    groups: Sequence[ParameterGroup], config: TrainConfig, device: torch.device, *, fused: bool
+) -> Optimizer:
+    """Return the optimiser over the groups; each keeps its own peak learning rate, which the schedule scales."""
     # Neither the fused nor the multi-tensor kernel takes a mixture of sharded and plain parameters.
     kernel = {"fused": device.type in ("cpu", "cuda")} if fused else {"foreach": False}
-    optimizer = AdamW(list(groups), betas=(config.beta1, config.beta2), eps=config.eps, **kernel)
+    optimizer: Optimizer
+    if config.optimizer == "muon":
+        optimizer = MuonWithAdamW(groups, config, fused=kernel.get("fused", False))
+    else:
+        optimizer = AdamW(list(groups), betas=(config.beta1, config.beta2), eps=config.eps, **kernel)
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer
@@ -214,7 +225,7 @@ def _optimizer(groups: Sequence[ParameterGroup], config: TrainConfig, device: to
 
 def _step(
     engine: Engine,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     batch: Batch,
     config: TrainConfig,
     state: TrainState,
@@ -264,6 +275,7 @@ def _step(
 
 def _rewind(engine: Engine, checkpoints: Path | None, state: TrainState, spike: Spike) -> TrainState:
     """Go back to the newest checkpoint; the data up to and with the spike's batch is passed over from there on."""
+    engine.settle(wait=True)
     saved = engine.load(checkpoints) if checkpoints else None
     if saved is None:
         raise _spike_error(state.step, spike, "There is no checkpoint yet to go back to; lower --checkpoint-every. ")
@@ -280,7 +292,7 @@ def _spike_error(step: int, spike: Spike, why: str = "") -> PolyloomError:
     )
 
 
-def _check_finite(loss: float, norm: Tensor, step: int, optimizer: AdamW) -> None:
+def _check_finite(loss: float, norm: Tensor, step: int, optimizer: Optimizer) -> None:
     if math.isfinite(loss) and bool(torch.isfinite(norm)):
         return
     what = "loss" if not math.isfinite(loss) else "gradient norm"

@@ -25,7 +25,7 @@ from polyloom.training.engine import See
 from polyloom.training.layouts import Layout, Stage
 from polyloom.training.packing import Batch
 from polyloom.training.parallel import World, rows_of
-from polyloom.training.sharded_checkpoints import load_sharded, save_sharded
+from polyloom.training.sharded_checkpoints import Saving, load_sharded, save_sharded
 
 SCHEDULES = {"1f1b": Schedule1F1B, "gpipe": ScheduleGPipe}
 
@@ -51,6 +51,8 @@ class Sharded:
         # Every process of a tensor group has the same loss.
         self.loss_share = 1 / layout.tp
         self.see: See | None = None
+        self.saving: Saving | None = None
+        self.group: dist.ProcessGroup | None = None
         self.rows = rows_of(mesh.get_local_rank("dp"), layout.dp, config.batch_size)
         self.is_last = any(stage.last for stage in stages)
         self.schedule = self._schedule(stages) if layout.pp > 1 else None
@@ -174,8 +176,27 @@ class Sharded:
         return found
 
     def save(self, folder: Path, step: int, state: Mapping[str, Any], keep: int) -> None:
-        """Save a checkpoint that any other layout can load."""
-        save_sharded(folder, step, self.named_parameters(), self.optimizer, state, self.world, keep)
+        """Save a checkpoint that any other layout can load, while training goes on where that is asked for."""
+        self.settle(wait=True)
+        if self.config.async_checkpoints and self.group is None:
+            # The writing's own channel: on the training's, both would wait for each other.
+            self.group = dist.new_group(backend="gloo")
+        self.saving = save_sharded(
+            folder, step, self.named_parameters(), self.optimizer, state, self.world, keep, self.group
+        )
+        if self.group is None:
+            self.settle(wait=True)
+
+    def settle(self, *, wait: bool) -> None:
+        """Make a checkpoint whole whose parts are written by all processes; or wait for it."""
+        if self.saving is None:
+            return
+        if not wait:
+            missing = torch.tensor(float(not self.saving.done), device=self.device)
+            if self.world.sum(missing) > 0:
+                return
+        saving, self.saving = self.saving, None
+        saving.complete()
 
     def load(self, folder: Path) -> dict[str, Any] | None:
         """Restore the newest whole checkpoint, whatever layout saved it."""

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.optim import Optimizer
 
 from polyloom.core.errors import UserError
@@ -31,6 +34,19 @@ from polyloom.training.parallel import World
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+@dataclass(frozen=True)
+class Saving:
+    """A checkpoint that is written, or being written: `future` is of this process's part, `complete` makes it whole."""
+
+    future: Future[Any] | None
+    complete: Callable[[], None]
+
+    @property
+    def done(self) -> bool:
+        """Whether this process's part is written, or has failed."""
+        return self.future is None or self.future.done()
+
+
 def save_sharded(
     folder: Path,
     step: int,
@@ -39,8 +55,9 @@ def save_sharded(
     state: Mapping[str, Any],
     world: World,
     keep: int,
-) -> None:
-    """Save a checkpoint; every process writes what it holds, and the first makes it whole.
+    group: dist.ProcessGroup | None = None,
+) -> Saving:
+    """Begin to save a checkpoint; every process writes what it holds, and `complete` lets the first make it whole.
 
     Args:
         folder: the run's folder of checkpoints, the same for all processes.
@@ -50,37 +67,64 @@ def save_sharded(
         state: what else to restore; JSON.
         world: the processes.
         keep: checkpoints that stay.
+        group: processes' own channel of the CPU, over which the writing goes on behind the training; without one all
+            is written on return.
 
     Raises:
-        UserError: it cannot be written; the one before stays.
+        UserError: it cannot be written; the one before stays. Raised by `complete` where it is written behind.
     """
     target, temporary = folder / f"step-{step:08d}", folder / f".saving-{step:08d}"
     if world.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for torn in folder.glob(".saving-*"):
+            shutil.rmtree(torn, ignore_errors=True)
         temporary.mkdir(parents=True)
     world.wait()
+    tensors, steps = _held_tensors(parameters, optimizer)
+    writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
+    future: Future[Any] | None = None
+    with _writing(target), quiet():
+        if group is None:
+            save(tensors, storage_writer=writer)
+        else:
+            future = cast("Future[Any]", async_save(tensors, storage_writer=writer, process_group=group))
+
+    def complete() -> None:
+        with _writing(target):
+            if future is not None:
+                future.result()
+        world.wait()
+        if world.is_main:
+            write_json(temporary / "state.json", {"optimizer_steps": steps, "step": step, **state})
+            parts = sorted(path.name for path in temporary.iterdir() if path.is_file())
+            write_json(temporary / "manifest.json", {name: sha256_file(temporary / name) for name in parts})
+            replace_folder(temporary, target)
+            for old in sorted(folder.glob("step-*"), reverse=True)[keep:]:
+                shutil.rmtree(old, ignore_errors=True)
+        world.wait()
+
+    return Saving(future, complete)
+
+
+def _held_tensors(parameters: Mapping[str, Tensor], optimizer: Optimizer) -> tuple[dict[str, Tensor], int]:
+    """Return this process's parameters and moments by their names in a checkpoint, and the optimiser's steps."""
     tensors = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
     steps = 0
     for name, parameter in parameters.items():
         moments = optimizer.state.get(parameter, {})
         tensors |= {f"{part}.{name}": moments[part] for part in MOMENTS if part in moments}
         steps = int(moments.get("step", steps))
+    return tensors, steps
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
     try:
-        with quiet():
-            save(tensors, storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True))
+        yield
     except (OSError, CheckpointException) as error:
         reason = " ".join(str(error).split())[-200:]
         raise UserError(
             f"cannot be written ({reason}).", where=str(target), hint="Free some space, then resume."
         ) from error
-    if world.is_main:
-        write_json(temporary / "state.json", {"optimizer_steps": steps, "step": step, **state})
-        parts = sorted(path.name for path in temporary.iterdir() if path.is_file())
-        write_json(temporary / "manifest.json", {name: sha256_file(temporary / name) for name in parts})
-        replace_folder(temporary, target)
-        for old in sorted(folder.glob("step-*"), reverse=True)[keep:]:
-            shutil.rmtree(old, ignore_errors=True)
-    world.wait()
 
 
 def load_sharded(

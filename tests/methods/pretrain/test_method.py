@@ -101,6 +101,20 @@ def test_without_a_base_the_groups_are_those_of_plain_adamw() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), ours.parameters(), strict=True))
 
 
+def test_muon_leaves_the_rate_of_matrices_to_their_shape() -> None:
+    scaling = replace(WIDE, muon=True, matrix_lr=0.02)
+    model = build(SHAPE, 16, scaling)
+    groups = parameter_groups(model, SHAPE, scaling)
+    chosen = [(g["lr"], g["weight_decay"], g["gradient_scale"]) for g in groups if g["muon"]]
+    assert chosen == [(0.02, 0.1, 1.0)]
+    plain = {n: folded_rule(n, SHAPE, WIDE) for n, _ in model.named_parameters()}
+    # Nothing but the matrices changes, and their initial values do not.
+    for name, rule in plain.items():
+        ours = folded_rule(name, SHAPE, scaling)
+        assert ours.std == rule.std
+        assert (ours == rule) == (tensor_class(name) != "matrix")
+
+
 class Unfolded(torch.nn.Module):
     """The form with multipliers, written out: what the folded form has to equal."""
 

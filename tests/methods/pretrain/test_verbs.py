@@ -32,10 +32,11 @@ def family() -> Family:
     return Family(as_bytes([text]), as_bytes([text[:40]]))
 
 
-def test_coordinates_grow_in_the_standard_form_alone(family: Family) -> None:
+@pytest.mark.parametrize("muon", [False, True])
+def test_coordinates_grow_in_the_standard_form_alone(family: Family, muon: bool) -> None:
     values = {
         name: {width: measure(family, width, scaling, 3, 0) for width in (64, 192)}
-        for name, scaling in scalings(1e-2).items()
+        for name, scaling in scalings(1e-2, muon=muon).items()
     }
     assert values["muP"][64] == values["standard"][64]
     growth = {name: by[192]["block 2"][-1] / by[64]["block 2"][-1] for name, by in values.items()}
@@ -91,6 +92,8 @@ def test_one_file_goes_from_raw_documents_to_a_checkpoint(cli: Any, tmp_path: Pa
         (["--tp", "3"], "tp: 3 does not divide the 2 heads. Choose 1, 2."),
         (["--pp", "4"], "pp: 4 stages are more than the 2 layers"),
         (["--dp", "3"], "dp: 3 does not divide the 8 rows of a batch"),
+        (["--optimizer", "muon", "--dp", "2"], "optimizer: muon needs whole matrices, which a layout splits"),
+        (["--optimizer", "muon", "--base-depth", "2"], "base_depth: the depth rule is stated for AdamW"),
         (["--max-epochs", "0.01"], "is exhausted at sample"),
         (["--on-spike", "rewind", "--checkpoint-every", "0"], "rewind needs checkpoint_every"),
         (["--data", "NONE"], "NONE"),

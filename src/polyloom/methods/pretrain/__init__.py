@@ -97,6 +97,12 @@ CARD = RoomCard(
             f"{_ROOM}.predicting:run_predict",
         ),
         Verb(
+            "mixture",
+            "Fit each domain's loss by the shares of the mixture and propose shares, or say that it is not resolved.",
+            f"{_ROOM}.config:MixtureConfig",
+            f"{_ROOM}.mixing:run_mixture",
+        ),
+        Verb(
             "export",
             "Write a checkpoint as Granite, folded Llama or TeleFLM, and compare the logits.",
             f"{_ROOM}.config:ExportConfig",
@@ -138,6 +144,7 @@ CARD = RoomCard(
     equations=(
         Equation("lr/m, std/sqrt(m), wd m, eps/m", "muP's table for matrices under AdamW", f"{_METHOD}:native_rule"),
         Equation("m = width / base width", "width multiplier", f"{_METHOD}:Scaling"),
+        Equation("U S' V^T, lr sqrt(max(1, rows/columns))", "Muon", "polyloom.training.muon:MuonWithAdamW"),
         Equation("W' = cW, lr c, eps/c, wd/c", "folding a multiplier into a tensor", f"{_METHOD}:fold"),
         Equation("input_mult, output_mult/m, r^-a", "forward factors", f"{_METHOD}:forward_factor"),
         Equation("lr r^(a-1), eps r^-a", "depth rule (CompleteP)", f"{_METHOD}:native_rule"),
@@ -145,6 +152,8 @@ CARD = RoomCard(
         Equation("L (4 d^2 + 3 d ffn + 2 d) + d + 2 V d", "parameters", f"{_METHOD}:count_parameters"),
         Equation("6 N + 12 L d T", "FLOPs of a token", f"{_METHOD}:training_flops_per_token"),
         Equation("L = a C^b + c", "loss by size", f"{_ROOM}.laws:fit_power_law"),
+        Equation("L = a C^b + d t^e + c", "loss by size and steps", f"{_ROOM}.joint_laws:fit_joint"),
+        Equation("L_i = c_i + exp(t_i . w)", "loss by mixture", f"{_ROOM}.mixture_laws:fit_law"),
         Equation(
             "h + r^-a f(h), logits output_mult/m",
             "the definition that exports equal",

@@ -164,13 +164,14 @@ def parameter_groups(model: nn.Module, shape: Shape, scaling: Scaling) -> list[d
         scaling: the hyper-parameters.
 
     Returns:
-        Groups with `params`, `lr`, `weight_decay`, `eps`, and `gradient_scale`, by which a global norm multiplies
-        the group's gradients to be the unfolded form's.
+        Groups with `params`, `lr`, `weight_decay`, `eps`, `muon`, and `gradient_scale`, by which a global norm
+        multiplies the group's gradients to be the unfolded form's.
     """
-    groups: dict[Rule, list[Tensor]] = {}
+    groups: dict[tuple[Rule, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         rule = folded_rule(name, shape, scaling)
-        key = Rule(0.0, rule.lr, rule.weight_decay, rule.eps, rule.fold)
+        muon = scaling.muon and tensor_class(name) == "matrix"
+        key = Rule(0.0, rule.lr, rule.weight_decay, rule.eps, rule.fold), muon
         groups.setdefault(key, []).append(parameter)
     return [
         {
@@ -179,6 +180,7 @@ def parameter_groups(model: nn.Module, shape: Shape, scaling: Scaling) -> list[d
             "weight_decay": rule.weight_decay,
             "eps": rule.eps,
             "gradient_scale": rule.fold,
+            "muon": muon,
         }
-        for rule, parameters in groups.items()
+        for (rule, muon), parameters in groups.items()
     ]

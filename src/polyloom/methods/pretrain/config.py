@@ -19,6 +19,7 @@ class CoordinateCheckConfig(Config):
     widths: list[int] = Field([64, 128, 256, 512], min_length=2, description="Widths, multiples of 32.")
     lr: float = Field(1e-2, gt=0, description="Learning rate at the base width 64.")
     steps: int = Field(4, ge=1, description="Steps before the measurement.")
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon steps the matrices by Muon.")
     num_seeds: int = Field(3, ge=1, description="Seeds to average over.")
 
 
@@ -62,6 +63,9 @@ class TrainVerbConfig(TrainConfig):
     pipeline_schedule: Literal["1f1b", "gpipe", "interleaved-1f1b"] = Field("1f1b", description="With pp.")
     num_micro_batches: int = Field(2, ge=1, description="With pp: parts of a process's rows.")
     launch: bool = Field(True, description="Start the processes here; off prepares the run for your own torchrun.")
+    prediction: Path | None = Field(
+        None, description="Run of `predict --target-steps`, or its prediction.json: says at logged steps if on track."
+    )
     out: Path | None = Field(None, description="Folder for the model. [default: in the run]")
     checkpoint_every: int = Field(100, ge=0, description="Steps between checkpoints; 0 saves only when stopped.")
     on_spike: Literal["off", "note", "skip", "rewind", "stop"] = Field(
@@ -151,12 +155,42 @@ class PredictConfig(Config):
         None, description="CSV of your runs: parameters, loss, and seed, step where they differ. [default: train some]"
     )
     target: float | None = Field(None, gt=0, description="Parameters to predict for. [default: 4 times the largest]")
+    target_steps: int | None = Field(
+        None, ge=2, description="Predict the whole curve to this step, from losses of several sizes and steps."
+    )
     published: bool = Field(False, description="Predict the losses that others published, from their smaller models.")
     widths: list[int] = Field([32, 64, 96, 128, 192], min_length=4, description="Widths to train, multiples of 32.")
     steps: int = Field(250, ge=8, description="Steps of each; all widths take the same.")
     num_seeds: int = Field(3, ge=1, description="Seeds of each width.")
     lr: float = Field(2**-6, gt=0, description="Learning rate at the base width 64.")
     languages: list[str] = Field(["en", "de", "tr"], min_length=1, description="Languages of the world's text.")
+
+
+class MixtureConfig(Config):
+    """`polyloom pretrain mixture`: shares of the sources, from how each loss falls with them."""
+
+    table: Path | None = Field(
+        None,
+        description="CSV of your runs: weight:NAME and loss:NAME columns, the first row to compare with. [train some]",
+    )
+    data: list[str] = Field([], description="Text of two or more domain/languages, as `pretrain corpus` reads it.")
+    languages: list[str] = Field(["en", "de", "tr"], min_length=2, description="Languages of the world's text.")
+    importance: dict[str, float] = Field(
+        {}, description="What each loss counts for, in a YAML file; one that is not named counts nothing. [all alike]"
+    )
+    num_mixtures: int = Field(12, ge=4, description="Proxies to train, each under its own shares.")
+    width: int = Field(64, ge=32, description="Of the proxies, a multiple of 32.")
+    steps: int = Field(100, ge=8, description="Steps of each.")
+    lr: float = Field(2**-6, gt=0, description="Learning rate at the base width 64.")
+    num_seeds: int = Field(3, ge=2, description="New seeds that compare the proposal with the first run's shares.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MixtureConfig:
+        if any(value < 0 for value in self.importance.values()) or (
+            self.importance and not sum(self.importance.values())
+        ):
+            raise ValueError("importance is 0 or above, and above 0 somewhere")
+        return self
 
 
 class VerifyConfig(Config):

@@ -25,9 +25,9 @@ MUP_LIMIT = 0.15
 STANDARD_LIMIT = 1.0
 
 
-def scalings(lr: float) -> dict[str, Scaling]:
+def scalings(lr: float, *, muon: bool = False) -> dict[str, Scaling]:
     """Return the two parametrisations, equal at the base width."""
-    mup = Scaling(lr=lr, matrix_lr=lr, base_width=BASE_WIDTH)
+    mup = Scaling(lr=lr, matrix_lr=lr, base_width=BASE_WIDTH, muon=muon)
     return {"muP": mup, "standard": mup.standard()}
 
 
@@ -64,7 +64,7 @@ def measure(family: Family, width: int, scaling: Scaling, steps: int, seed: int)
 
     config = TrainConfig(
         steps=steps, batch_size=family.batch_size, warmup_steps=0, schedule="constant", clip_norm=0.0,
-        precision="float32", seed=seed,
+        precision="float32", seed=seed, optimizer="muon" if scaling.muon else "adamw",
     )  # fmt: skip
     look()
     train(model, batch_at, config, groups=parameter_groups(model, shape, scaling), on_step=lambda _: look())
@@ -91,13 +91,14 @@ def run_coordinate_check(config: CoordinateCheckConfig, run: Run) -> Result:
     """
     widths = sorted(set(config.widths))
     family = world_family(("en", "de", "tr"), config.seed, 60_000)
+    muon = config.optimizer == "muon"
     values: dict[str, dict[int, list[dict[str, list[float]]]]] = {}
     with run.progress("coordinate check", 2 * len(widths) * config.num_seeds) as advance:
-        for name, scaling in scalings(config.lr).items():
+        for name, scaling in scalings(config.lr, muon=muon).items():
             for width in widths:
                 seeds = []
                 for seed in range(config.seed, config.seed + config.num_seeds):
-                    key = f"coordinates {name} {width} {seed}"
+                    key = f"coordinates {config.optimizer} {name} {width} {seed}"
                     seeds.append(run.once(key, lambda: measure(family, width, scaling, config.steps, seed)))  # noqa: B023
                     advance(1)
                 values.setdefault(name, {})[width] = seeds

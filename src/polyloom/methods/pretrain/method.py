@@ -102,6 +102,7 @@ class Scaling:
         depth_power: a of the depth rule, 0.5 to 1.
         weight_decay: on matrices and embeddings, at the base width.
         eps: AdamW's epsilon at the base width.
+        muon: matrices are stepped by Muon: `matrix_lr` is Muon's.
         zero_start: the head and the query projections begin at 0, which removes the transient of the first logits.
     """
 
@@ -117,6 +118,7 @@ class Scaling:
     weight_decay: float = 0.0
     eps: float = 1e-8
     zero_start: bool = True
+    muon: bool = False
 
     def m(self, width: int) -> float:
         """Return the width multiplier m = width / base_width (arXiv 2203.03466)."""
@@ -190,13 +192,17 @@ def native_rule(name: str, shape: Shape, scaling: Scaling) -> Rule:
     """Return a tensor's rule in the form with multipliers: muP's table for Adam (arXiv 2203.03466, table 8).
 
     Matrices: std / sqrt(m), lr / m, weight decay m (so that lr times decay stays), eps / m. Embedding, head and norms
-    keep theirs; norms are not decayed. Depth (arXiv 2505.01618): hidden lr r^(a-1), eps r^-a.
+    keep theirs; norms are not decayed. Under Muon a matrix keeps lr and decay: its update has the
+    spectral norm that its shape asks for at any width (arXiv 2310.17813). Depth (arXiv 2505.01618): hidden lr r^(a-1),
+    eps r^-a.
     """
     kind = tensor_class(name)
     m, r, a = scaling.m(shape.width), scaling.r(shape.layers), scaling.depth_power
     zero = scaling.zero_start and name.split(".")[-2] in ZERO_AT_START
     if kind == "matrix":
         std = 0.0 if zero else scaling.matrix_std / m**0.5
+        if scaling.muon:
+            return Rule(std, scaling.matrix_lr, scaling.weight_decay, scaling.eps, 1.0)
         depth = r ** (a - 1)
         return Rule(std, scaling.matrix_lr / m * depth, scaling.weight_decay * m / depth, scaling.eps / m * r**-a, 1.0)
     if kind == "vector":

@@ -15,6 +15,7 @@ from polyloom.core.result import Cell, Result, Scalar, Series, Table
 from polyloom.methods.pretrain.config import PredictConfig
 from polyloom.methods.pretrain.laws import LEAST_SIZES, PUBLISHED, PowerLaw, Prediction, predict
 from polyloom.methods.pretrain.method import Scaling, count_parameters
+from polyloom.methods.pretrain.predicting_steps import predict_over_steps
 from polyloom.methods.pretrain.proxies import BASE_WIDTH, final_loss, world_family
 from polyloom.runs.folder import Run
 
@@ -40,6 +41,8 @@ def run_predict(config: PredictConfig, run: Run) -> Result:
     """
     if config.published:
         return _published(run)
+    if config.target_steps:
+        return predict_over_steps(config, run)
     losses = read_runs(config.table) if config.table else trained_losses(config, run)
     return _own(config, run, losses)
 
@@ -59,7 +62,7 @@ def read_runs(path: Path) -> Losses:
     steps = {row["step"] for row in rows if row.get("step")}
     if len(steps) > 1:
         what = f"mixes losses of steps {', '.join(sorted(steps))}, which do not compare."
-        raise UserError(what, where=str(path), hint="Keep the rows of one step.")
+        raise UserError(what, where=str(path), hint="Keep the rows of one step, or give --target-steps.")
     losses: Losses = {}
     for number, row in enumerate(rows, start=2):
         try:

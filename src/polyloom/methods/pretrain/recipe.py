@@ -58,7 +58,7 @@ class Recipe:
     @property
     def moments(self) -> Path | None:
         """The folder of AdamW's moments beside the source, which growth has left there."""
-        folder = self.source.folder / "moments" if self.source else None
+        folder = self.source.folder / "moments" if self.source and not self.scaling.muon else None
         return folder if folder and has_moments(folder) else None
 
     def values(self, name: str, shape: torch.Size) -> Tensor:
@@ -113,9 +113,22 @@ def make_recipe(config: TrainVerbConfig, num_tokens: int) -> Recipe:
         depth_power=config.depth_power,
         weight_decay=config.weight_decay,
         eps=config.eps,
+        muon=config.optimizer == "muon",
     )
+    _check_muon(config, layout)
     check_layout(layout, llama_config(shape, config.window_tokens), config.window_tokens, config.batch_size)
     return Recipe(shape, max(config.window_tokens, preset.context), scaling, layout, training, source)
+
+
+def _check_muon(config: TrainVerbConfig, layout: Layout) -> None:
+    if config.optimizer != "muon":
+        return
+    if layout.num_processes > 1:
+        what = "muon needs whole matrices, which a layout splits; it is proven for one process."
+        raise UserError(what, where="optimizer", hint="Use adamw, or leave pp, dp and tp at 1.")
+    if config.base_depth:
+        what = "the depth rule is stated for AdamW; what muon needs is not known."
+        raise UserError(what, where="base_depth", hint="Leave it at 0, or use adamw.")
 
 
 def _drawn_shape(config: TrainVerbConfig, vocab: int) -> Shape:

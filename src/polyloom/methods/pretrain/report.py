@@ -9,6 +9,7 @@ from polyloom.core.result import Series
 
 CURVES = {
     "loss": ("nats per token", "loss"),
+    "expected_loss": ("nats per token", "loss"),
     "gradient_norm": ("global norm", "gradient norm"),
     "max_logit": ("largest logit", "largest logit"),
 }

@@ -26,6 +26,7 @@ from polyloom.methods.pretrain.launch import launch
 from polyloom.methods.pretrain.method import count_parameters, training_flops_per_token
 from polyloom.methods.pretrain.recipe import Recipe, make_recipe
 from polyloom.methods.pretrain.report import training_curves
+from polyloom.methods.pretrain.tracking import Track
 from polyloom.methods.pretrain.training_data import (
     TrainingData,
     held_out_texts,
@@ -70,6 +71,8 @@ def run_train(config: TrainVerbConfig, run: Run) -> Result:
     config = _cleaned(config, run)
     data = prepare_data(config, run)
     recipe = make_recipe(config, len(data.tokenizer))
+    if config.prediction:
+        Track(config.prediction, count_parameters(recipe.shape))
     state = run.once("trained", lambda: _train(config, recipe, data, run))
     folder = config.out or run.artifact("model")
     if not (folder / "config.json").exists():
@@ -144,13 +147,15 @@ def train_sharded(config: TrainVerbConfig, run: Run) -> None:
 def _loop(
     recipe: Recipe, data: TrainingData, run: Run, model: nn.Module, device: torch.device, engine: Sharded | None = None
 ) -> dict[str, Any]:
-    settings = recipe.training
+    settings, config = recipe.training, run.config
+    assert isinstance(config, TrainVerbConfig)
     if engine is not None:
         # The end is a checkpoint, from which the model is written.
         settings = _with_last_checkpoint(settings)
     flops = training_flops_per_token(recipe.shape, data.stream.window_tokens)
     peak = peak_flops(device, settings.precision)[0] * recipe.layout.num_processes
     last: list[Batch] = []
+    track = Track(config.prediction, count_parameters(recipe.shape), run.metrics()) if config.prediction else None
     monitor = Monitor(by_class(model), data.stream.names) if settings.monitor else None
     if engine is not None and monitor is not None:
         engine.see = monitor.see
@@ -162,6 +167,8 @@ def _loop(
     def log(**values: Any) -> None:
         if "tokens_per_second" in values:
             values["mfu"] = values["tokens_per_second"] * flops / peak
+            if track and values["loss"] is not None:
+                values = track.judge(values["step"], values["loss"]) | values
         run.log(**values)
 
     with run.progress("pretrain: train", settings.steps) as advance:
@@ -276,6 +283,9 @@ def _as_result(
         "stream_digest": Scalar(value=digest),
         "tokenizer_digest": Scalar(value=_tokenizer_digest(config, run)),
     }
+    on_track = next((line["on_track"] for line in reversed(logs) if "on_track" in line), None)
+    if on_track is not None:
+        scalars["on_track"] = Scalar(value=on_track)
     rows: list[list[Cell]] = [
         [name, data.shares.get(name, 0.0), epochs.get(name, 0.0), entry["num_tokens"], entry["num_documents"]]
         for name, entry in data.sources.items()
@@ -302,7 +312,7 @@ def _as_result(
         artifacts={}
         if config.out
         else {"model": Artifact(path="artifacts/model", media_type="inode/directory", description="the model, form G")},
-        verdicts=[_verdict(state, held_out, recipe)],
+        verdicts=[_verdict(state, held_out, recipe), *_track_verdict(on_track, logs)],
         limitations=data.notes + ([GROWN] if recipe.moments else []),
     )
 
@@ -318,6 +328,14 @@ def _verdict(state: dict[str, Any], held_out: float, recipe: Recipe) -> str:
         f"{count_parameters(recipe.shape) / 1e6:.2f} M parameters saw {state['num_tokens']} tokens {calm} and spend "
         f"{held_out:.3f} bits per byte on held-out text."
     )
+
+
+def _track_verdict(on_track: bool | None, logs: list[dict[str, Any]]) -> list[str]:
+    if on_track is None:
+        return []
+    last = next(line for line in reversed(logs) if "on_track" in line)
+    word = "stayed on the predicted track" if on_track else "is off the predicted track"
+    return [f"At step {last['step']} the run {word}: a loss of {last['expected_loss']:.3f} was expected."]
 
 
 def _settings(recipe: Recipe) -> Table:
