@@ -166,13 +166,7 @@ def train(
             if evaluate and config.eval_every and (state.step % config.eval_every == 0 or state.step == config.steps):
                 model.eval()
                 _judge(evaluate(), state, config, log)
-            stop = _stop_requested(check_stop, device, world)
-            engine.settle(wait=False)
-            if stop or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
-                _save(engine, checkpoints, state, config)
-            if stop:
-                engine.settle(wait=True)
-                raise stop
+            _end_step(engine, checkpoints, state, config, _stop_requested(check_stop, device, world))
         engine.settle(wait=True)
     model.eval()
     return state
@@ -189,6 +183,18 @@ def _restored(engine: Engine, optimizer: Optimizer, checkpoints: Path | None, mo
 def _save(engine: Engine, checkpoints: Path | None, state: TrainState, config: TrainConfig) -> None:
     if checkpoints:
         engine.save(checkpoints, state.step, asdict(state), config.keep_checkpoints)
+
+
+def _end_step(
+    engine: Engine, checkpoints: Path | None, state: TrainState, config: TrainConfig, stop: Stopped | None
+) -> None:
+    """Save where it is time to, and stop where that is asked for."""
+    engine.settle(wait=False)
+    if stop or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
+        _save(engine, checkpoints, state, config)
+    if stop:
+        engine.settle(wait=True)
+        raise stop
 
 
 def _log_step(

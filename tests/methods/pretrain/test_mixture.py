@@ -40,8 +40,8 @@ def test_the_best_shares_are_those_of_a_fine_grid() -> None:
 
 def test_a_clear_gain_is_proposed_and_noise_is_not_resolved() -> None:
     noise = np.random.default_rng(0).normal(0, 1, (14, 3))
-    clear = propose(SHARES, TRUE.losses(SHARES) + 1e-3 * noise, SHARES[0])
-    true = float((TRUE.losses(SHARES[0]) - TRUE.losses(clear.shares)).mean())
+    clear = propose(SHARES, TRUE.losses(SHARES) + 1e-3 * noise, SHARES[1])
+    true = float((TRUE.losses(SHARES[1]) - TRUE.losses(clear.shares)).mean())
     assert not clear.doubts
     assert clear.low <= true <= clear.high
     assert clear.gain == pytest.approx(true, abs=5e-3)

@@ -30,7 +30,6 @@ from polyloom.training.stream import SampleStream
 
 LEAST_SHARE = 0.02
 WORLD_CHARACTERS = 100_000
-CONFIRMING = "confirm"
 
 
 @dataclass(frozen=True)
@@ -143,18 +142,17 @@ def _trained(config: MixtureConfig, run: Run, families: dict[str, Family]) -> Ru
         raise UserError(what, where="--num-mixtures", hint=f"Give at least {least}.")
     shares = mixtures(sizes / sizes.sum(), config.num_mixtures, config.seed)
     with run.progress("mixture: runs", len(shares)) as advance:
-        losses = [_member(config, run, families, row, config.seed, advance) for row in shares]
+        losses = []
+        for row in shares:
+            losses.append(_member(config, run, families, row, config.seed))
+            advance(1)
     return Runs(list(families), list(families), shares, np.array(losses))
 
 
-def _member(
-    config: MixtureConfig, run: Run, families: dict[str, Family], shares: Floats, seed: int, advance: object
-) -> list[float]:
+def _member(config: MixtureConfig, run: Run, families: dict[str, Family], shares: Floats, seed: int) -> list[float]:
     """Train a proxy under a mixture once; return its held-out loss by source."""
     key = f"mixture {[round(float(s), 9) for s in shares]} {config.width} {config.steps} {config.lr} {seed}"
     losses: list[float] = run.once(key, lambda: source_losses(config, families, shares, seed))
-    if callable(advance):
-        advance(1)
     return losses
 
 
@@ -197,9 +195,10 @@ def _confirmed(
     v = np.asarray(importance) / sum(importance)
     pairs = []
     seeds = range(config.seed + 1, config.seed + 1 + config.num_seeds)
-    with run.progress(f"mixture: {CONFIRMING}", 2 * len(seeds)) as advance:
+    with run.progress("mixture: new seeds", len(seeds)) as advance:
         for seed in seeds:
-            both = [_member(config, run, families, w, seed, advance) for w in (runs.shares[0], found.shares)]
+            both = [_member(config, run, families, w, seed) for w in (runs.shares[0], found.shares)]
+            advance(1)
             pairs.append((float(v @ np.array(both[0])), float(v @ np.array(both[1]))))
     return pairs
 

@@ -13,8 +13,9 @@ from polyloom.core.errors import UserError
 from polyloom.core.seeding import numpy_generator
 
 Floats = NDArray[np.float64]
-GRID = 48
-REFINEMENTS = 3
+GRID, REFINEMENTS = 48, 3
+# Fits that are made by the thousand, to see how far the others can be believed.
+COARSE_GRID, COARSE_REFINEMENTS = 16, 1
 NUM_RESAMPLES = 200
 NUM_SHUFFLES = 99
 SHUFFLED_LIMIT = 0.01
@@ -72,16 +73,20 @@ def fit_law(shares: Floats, losses: Floats) -> MixtureLaw:
         raise UserError(what, hint=f"Train at least {num_shares + 2}.")
     if not (np.isfinite(losses).all() and (losses > 0).all() and (shares >= 0).all()):
         raise UserError("a share or a loss is no finite number above 0.", hint="Leave diverged runs out.")
-    found = [_fit_domain(shares, losses[:, i]) for i in range(losses.shape[1])]
+    return _fit(shares, losses, GRID, REFINEMENTS)
+
+
+def _fit(shares: Floats, losses: Floats, grid: int, refinements: int) -> MixtureLaw:
+    found = [_fit_domain(shares, losses[:, i], grid, refinements) for i in range(losses.shape[1])]
     return MixtureLaw(np.array([c for c, _ in found]), np.array([t for _, t in found]))
 
 
-def _fit_domain(shares: Floats, losses: Floats) -> tuple[float, Floats]:
+def _fit_domain(shares: Floats, losses: Floats, grid: int, refinements: int) -> tuple[float, Floats]:
     lowest = float(losses.min())
     low, high = 0.0, 0.999
     best: tuple[float, float, Floats] = (np.inf, 0.0, np.zeros(shares.shape[1]))
-    for _ in range(REFINEMENTS):
-        factors = np.linspace(low, high, GRID)
+    for _ in range(refinements):
+        factors = np.linspace(low, high, grid)
         c = factors[:, None] * lowest
         # The error of log(L - c) is that of L over L - c.
         weight = (losses - c) ** 2
@@ -91,7 +96,7 @@ def _fit_domain(shares: Floats, losses: Floats) -> tuple[float, Floats]:
         chosen = int(errors.argmin())
         if errors[chosen] < best[0]:
             best = (float(errors[chosen]), float(factors[chosen]), t[chosen])
-        step = (high - low) / (GRID - 1)
+        step = (high - low) / (grid - 1)
         low, high = max(0.0, best[1] - step), min(0.999, best[1] + step)
     return best[1] * lowest, best[2]
 
@@ -150,7 +155,7 @@ def propose(
     residuals = (losses - fitted) * np.sqrt(len(shares) / spare)
     draws = numpy_generator(seed, "mixture residuals").integers(0, len(shares), (NUM_RESAMPLES, len(shares)))
     floor = 1e-6 * losses.min()
-    gains = [gain(fit_law(shares, np.maximum(fitted + residuals[draw], floor))) for draw in draws]
+    gains = [gain(_fit(shares, np.maximum(fitted + residuals[draw], floor), GRID, REFINEMENTS)) for draw in draws]
     others = _left_out_laws(shares, losses)
     gains += [gain(other) for other in others.values()]
     low, high = np.quantile(gains, [0.05, 0.95])
@@ -175,7 +180,7 @@ def _left_out_laws(shares: Floats, losses: Floats) -> dict[int, MixtureLaw]:
     for run in range(len(shares)):
         rest = np.delete(np.arange(len(shares)), run)
         if len(np.unique(shares[rest].round(9), axis=0)) >= shares.shape[1] + 2:
-            found[run] = fit_law(shares[rest], losses[rest])
+            found[run] = _fit(shares[rest], losses[rest], COARSE_GRID, COARSE_REFINEMENTS)
     return found
 
 
