@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,8 +77,9 @@ def open_teacher(folder: Path) -> Teacher:
         logits = torch.cat(parts)
         return np.asarray(torch.sigmoid(logits[:, 0]) if logits.shape[1] == 1 else logits.softmax(1))
 
-    size = int(model.config.num_labels)
-    names = tuple(str(model.config.id2label[i]) for i in range(size)) if size > 1 else ()
+    settings: Any = model.config
+    size = int(settings.num_labels)
+    names = tuple(str(settings.id2label[i]) for i in range(size)) if size > 1 else ()
     return Teacher(read, names)
 
 

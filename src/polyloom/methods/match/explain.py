@@ -201,7 +201,8 @@ def _nearest(trained: Trained, feature: int, number: int = 5) -> list[str]:
     """Return the words whose vectors point most along a feature (of a bag: there a feature is a column)."""
     if trained.model.shape.base != "bag" or not isinstance(trained.vocabulary, Vocabulary):
         return []
-    rows: torch.Tensor = trained.model.embedding.weight.detach()[1 : 1 + len(trained.vocabulary.known)]  # type: ignore[union-attr, operator]
+    weight: torch.Tensor = trained.model.embedding.weight  # type: ignore[assignment]
+    rows = weight.detach()[1 : 1 + len(trained.vocabulary.known)]
     along = rows[:, feature] / rows.norm(dim=1).clamp(min=1e-12)
     return [trained.vocabulary.known[i] for i in along.topk(min(number, len(rows))).indices.tolist()]
 

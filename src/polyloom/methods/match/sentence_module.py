@@ -82,6 +82,6 @@ def export_sentence_transformers(trained: Trained, folder: Path) -> Path:
     MatcherModule(trained).save(str(folder))
     kind = f"{MatcherModule.__module__}.{MatcherModule.__qualname__}"
     write_json(folder / MODULES, [{"idx": 0, "name": "0", "path": "", "type": kind}])
-    settings = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    settings: dict[str, Any] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     write_json(folder / "config_sentence_transformers.json", settings)
     return folder

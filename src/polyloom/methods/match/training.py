@@ -297,7 +297,7 @@ def weigh_by_rarity(model: Matcher, texts: Sequence[Sequence[int]]) -> None:
         model: its embedding is changed.
         texts: numbered ones, each once.
     """
-    rows: Tensor = model.embedding.weight  # type: ignore[assignment, union-attr]
+    rows: Tensor = model.embedding.weight  # type: ignore[assignment]
     counts = torch.bincount(torch.tensor([i for text in texts for i in set(text)]), minlength=len(rows))
     rarity = torch.log((1 + len(texts)) / (1 + counts.float()))
     rows *= (rarity / rarity.mean())[:, None]

@@ -76,7 +76,7 @@ def tree_check(
     """
     old = loaded.sequencer
     rows: list[Cells] = []
-    scalars = {}
+    scalars: dict[str, Scalar] = {}
     for code, examples in tests.items():
         found = {
             f"{kind} trees": judge(Sequencer(old.pieces, old.max_length, old.targets, heads), examples)
@@ -178,7 +178,7 @@ def coverage_parts(examples: Sequence[Example], taught: frozenset[str], before: 
         before: counts of the arm without the dictionary [sentences, 3], summed over seeds.
         after: of the arm with it.
     """
-    shares = np.asarray([np.mean([word in taught for word in _words(one)] or [0.0]) for one in examples])
+    shares = np.asarray([np.mean([float(word in taught) for word in _words(one)] or [0.0]) for one in examples])
     return [
         Part(float(shares[rows].mean()), len(rows), 100 * score(before[rows]), 100 * score(after[rows]))
         for rows in np.array_split(np.argsort(shares, kind="stable"), NUM_PARTS)

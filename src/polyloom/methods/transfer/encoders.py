@@ -95,7 +95,8 @@ def set_dropout(model: PreTrainedModel, share: float) -> None:
 
     The tiny encoder is built without: one pass over unlabelled text needs none, many passes over few labels do.
     """
-    model.config.hidden_dropout_prob = share
+    config: Any = model.config
+    config.hidden_dropout_prob = share
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and not name.endswith("attention.self.dropout"):
             module.p = share
