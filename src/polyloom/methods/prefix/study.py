@@ -23,7 +23,7 @@ from polyloom.runs.folder import Run
 QUICK = Plan(
     num_train=1500,
     num_test=30,
-    base_steps=1700,
+    base_steps=1450,
     sft_steps=150,
     sft_rounds=2,
     small_steps=200,
