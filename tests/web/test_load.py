@@ -60,8 +60,11 @@ async def visit(client: httpx.AsyncClient, paths: list[str], end: asyncio.Event)
 async def look_on(studio: Studio, address: str) -> tuple[list[list[str]], list[float]]:
     end = asyncio.Event()
     paths = ["/", "/runs", urllib.parse.urlparse(address).path, "/rooms"]
+    # As browsers do, a client leaves a connection alone that the server is about to close (after five idle seconds).
+    limits = httpx.Limits(keepalive_expiry=2)
     clients = [
-        httpx.AsyncClient(base_url=studio.url, timeout=LONGEST_SECONDS, trust_env=False) for _ in range(NUM_CLIENTS)
+        httpx.AsyncClient(base_url=studio.url, timeout=LONGEST_SECONDS, trust_env=False, limits=limits)
+        for _ in range(NUM_CLIENTS)
     ]
     visits = [asyncio.create_task(visit(client, paths, end)) for client in clients]
     streams = await asyncio.wait_for(asyncio.gather(*(follow(client, address) for client in clients)), 400)

@@ -266,7 +266,8 @@ class Matcher(nn.Module):
             # A positive factor per feature commutes with mean and maximum: the sequence itself need not be scaled.
             pooled = self._pool(X, mask)
             gate = self.block.gate(pooled[:, : X.shape[2]])
-            return (pooled.view(len(pooled), -1, X.shape[2]) * gate[:, None]).flatten(1)
+            parts = 1 if self.shape.pooling == "mean" else 2
+            return (pooled.view(-1, parts, X.shape[2]) * gate[:, None]).flatten(1)
         if self.block is not None:
             X = self.block(X, mask)
         return self._pool(X, mask)
