@@ -73,7 +73,7 @@ class ParseConfig(Config):
     )
     num_test: int | None = Field(None, ge=1, description="Score on the last ones. [default: those not trained on]")
     test: Path | None = Field(None, description="Another CoNLL-U file to score on.")
-    iterations: int | None = Field(None, ge=1, description="Passes of the trainer. [default: 6; 2 on the world]")
+    iterations: int | None = Field(None, ge=1, description="Passes of the trainer. [default: 5; 2 on the world]")
     text: Path | None = Field(None, description="File to parse: a sentence a line, or labelled data.")
     format: LabelledFormat | Literal["text"] = Field("text", description="What --text is written in.")
     strict: bool = Field(False, description="Refuse a faulty tree in place of leaving it out.")

@@ -19,7 +19,7 @@ from polyloom.data.world import World, records
 
 MIN_SENTENCES = 10
 METHOD = "morphodita_parsito"
-NUM_ITERATIONS = 6
+NUM_ITERATIONS = 5
 # Trees need parts of speech and features; lemmas, other tag sets and searched transitions cost more than they give.
 TAGGER = "use_lemma=0;provide_lemma=0;use_xpostag=0;provide_xpostag=0"
 PARSER = "structured_interval=0"
