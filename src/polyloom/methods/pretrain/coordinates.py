@@ -19,7 +19,6 @@ from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run
 from polyloom.training.config import TrainConfig
 from polyloom.training.loop import train
-from polyloom.training.packing import window_batches
 
 MUP_LIMIT = 0.15
 STANDARD_LIMIT = 1.0
@@ -48,7 +47,7 @@ def measure(family: Family, width: int, scaling: Scaling, steps: int, seed: int)
     pin_threads()
     shape = family.shape(width)
     model = build(shape, family.window_tokens, scaling, seed)
-    batch_at = window_batches(family.train, window_tokens=family.window_tokens, batch_size=family.batch_size, seed=seed)
+    batch_at = family.batches(seed)
     probe = batch_at(0)["tokens"][:, :-1]
     taps: dict[str, nn.Module] = {"embedding": model.model.embed_tokens}
     taps |= {f"block {i}": layer for i, layer in enumerate(model.model.layers, start=1)}

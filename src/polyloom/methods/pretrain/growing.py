@@ -20,7 +20,6 @@ from polyloom.models.load import load_model, load_tokenizer
 from polyloom.runs.folder import Run
 from polyloom.training.loop import train
 from polyloom.training.moments import read_moments, write_moments
-from polyloom.training.packing import window_batches
 
 NUM_TOKENS = 64
 TINY_STEPS, MORE_STEPS = 100, 50
@@ -108,9 +107,7 @@ def _train_on(family: Family, old: Path, new: Path, seed: int) -> dict[str, floa
     source = open_source(new)
     scaling = Scaling(lr=MORE_LR, matrix_lr=MORE_LR, base_width=BASE_WIDTH)
     config = settings(MORE_STEPS, seed + 1, family.batch_size)
-    batch_at = window_batches(
-        family.train, window_tokens=family.window_tokens, batch_size=family.batch_size, seed=seed + 1
-    )
+    batch_at = family.batches(seed + 1)
     losses = {"before": held_out_loss(family, load_model(old))}  # type: ignore[arg-type]
     plain = llama_config(source.shape, source.context, norm_eps=source.norm_eps, theta=source.theta)
     for name, moments in (("after", new / "moments"), ("anew", None)):

@@ -17,6 +17,8 @@ GRID = 300
 REFINEMENTS = 4
 LEAST_SIZES = 4
 NUM_RESAMPLES = 1000
+# A prediction without a target is for so many times the largest size; from so many times on none is to be trusted.
+TARGET_FACTOR, FAR = 4.0, 10.0
 
 
 @dataclass(frozen=True)

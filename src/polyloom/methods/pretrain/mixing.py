@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
 
 from polyloom.core.errors import PolyloomError, UserError
-from polyloom.core.files import read_text, write_text
+from polyloom.core.files import write_text
 from polyloom.core.result import Artifact, Cell, Result, Scalar, Series, Table
 from polyloom.core.seeding import numpy_generator
-from polyloom.methods.pretrain.architecture import build, parameter_groups
 from polyloom.methods.pretrain.config import MixtureConfig
 from polyloom.methods.pretrain.method import Scaling
 from polyloom.methods.pretrain.mixture_laws import Floats, Proposal, propose
-from polyloom.methods.pretrain.proxies import BASE_WIDTH, Family, as_bytes, held_out_loss, settings
+from polyloom.methods.pretrain.proxies import BASE_WIDTH, Family, as_bytes, held_out_loss, make_member, settings
 from polyloom.methods.pretrain.samples import gather, read_cells
+from polyloom.methods.pretrain.tables import numbers, read_rows, wrong_columns
 from polyloom.metrics.statistics import paired_t_interval
-from polyloom.models.device import choose_device, pin_threads
+from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run
 from polyloom.training.loop import train
 from polyloom.training.stream import SampleStream
@@ -78,24 +75,18 @@ def read_table(path: Path) -> Runs:
     Raises:
         UserError: no such columns, or a value that is no number.
     """
-    rows = list(csv.DictReader(io.StringIO(read_text(path))))
+    rows = read_rows(path)
     columns = list(rows[0]) if rows else []
     names = [column.removeprefix("weight:") for column in columns if column.startswith("weight:")]
     domains = [column.removeprefix("loss:") for column in columns if column.startswith("loss:")]
     if len(names) < 2 or not domains:
-        found = ", ".join(columns) or "nothing"
-        hint = "It needs two or more columns weight:NAME, and loss:NAME for each loss."
-        raise UserError(f"has the columns {found}.", where=str(path), hint=hint)
-    values = []
-    for number, row in enumerate(rows, start=2):
-        try:
-            values.append([float(row[f"weight:{name}"]) for name in names] + [float(row[f"loss:{n}"]) for n in domains])
-        except (TypeError, ValueError):
-            raise UserError("holds no number for a weight or a loss.", where=f"{path}:{number}") from None
-        if min(values[-1][: len(names)]) < 0 or not sum(values[-1][: len(names)]) > 0:
-            raise UserError("its weights are not above 0.", where=f"{path}:{number}")
-    table = np.array(values)
+        raise wrong_columns(path, rows, "It needs two or more columns weight:NAME, and loss:NAME for each loss.")
+    wanted = [f"weight:{name}" for name in names] + [f"loss:{name}" for name in domains]
+    table = numbers(path, rows, wanted, "a weight or a loss")
     shares = table[:, : len(names)]
+    for line, row in enumerate(shares, start=2):
+        if row.min() < 0 or not row.sum() > 0:
+            raise UserError("its weights are not above 0.", where=f"{path}:{line}")
     return Runs(names, domains, shares / shares.sum(axis=1, keepdims=True), table[:, len(names) :])
 
 
@@ -164,9 +155,7 @@ def source_losses(config: MixtureConfig, families: dict[str, Family], shares: Fl
     """
     one = next(iter(families.values()))
     scaling = Scaling(lr=config.lr, matrix_lr=config.lr, base_width=BASE_WIDTH)
-    shape = one.shape(config.width)
-    model = build(shape, one.window_tokens, scaling, seed)
-    torch.nn.Module.to(model, choose_device())
+    model, groups = make_member(one, config.width, scaling, seed)
     stream = SampleStream(
         {name: family.train.numpy() for name, family in families.items()},
         dict(zip(families, shares.tolist(), strict=True)),
@@ -175,9 +164,7 @@ def source_losses(config: MixtureConfig, families: dict[str, Family], shares: Fl
         seed=seed,
     )
     try:
-        train(
-            model, stream, settings(config.steps, seed, one.batch_size), groups=parameter_groups(model, shape, scaling)
-        )
+        train(model, stream, settings(config.steps, seed, one.batch_size), groups=groups)
     except PolyloomError as error:
         raise UserError(f"a proxy diverged ({error}).", where="--lr", hint="Lower it.") from error
     return [held_out_loss(family, model) for family in families.values()]

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from polyloom.core.errors import UserError
-from polyloom.core.files import read_text
 from polyloom.core.result import Cell, Result, Scalar, Series, Table
 from polyloom.methods.pretrain.config import PredictConfig
-from polyloom.methods.pretrain.laws import LEAST_SIZES, PUBLISHED, PowerLaw, Prediction, predict
+from polyloom.methods.pretrain.laws import FAR, LEAST_SIZES, PUBLISHED, TARGET_FACTOR, PowerLaw, Prediction, predict
 from polyloom.methods.pretrain.method import Scaling, count_parameters
 from polyloom.methods.pretrain.predicting_steps import predict_over_steps
 from polyloom.methods.pretrain.proxies import BASE_WIDTH, final_loss, world_family
+from polyloom.methods.pretrain.tables import need_columns, numbers, read_rows
 from polyloom.runs.folder import Run
 
-FAR = 10.0
-TARGET_FACTOR = 4.0
 # The sets whose publication is about prediction with muP.
 JUDGED = ("mu-scaling-gpt2", "nanolm-mup-7k")
 Losses = dict[float, list[float]]
@@ -53,22 +49,15 @@ def read_runs(path: Path) -> Losses:
     Raises:
         UserError: no such columns, a value that is no number, or steps that differ (only equal ones compare).
     """
-    rows = list(csv.DictReader(io.StringIO(read_text(path))))
-    if not rows or not {"parameters", "loss"} <= set(rows[0]):
-        found = ", ".join(rows[0]) if rows else "nothing"
-        raise UserError(
-            f"has the columns {found}.", where=str(path), hint="It needs parameters and loss; seed, step are read too."
-        )
+    rows = read_rows(path)
+    need_columns(path, rows, ("parameters", "loss"), "It needs parameters and loss; seed, step are read too.")
     steps = {row["step"] for row in rows if row.get("step")}
     if len(steps) > 1:
         what = f"mixes losses of steps {', '.join(sorted(steps))}, which do not compare."
         raise UserError(what, where=str(path), hint="Keep the rows of one step, or give --target-steps.")
     losses: Losses = {}
-    for number, row in enumerate(rows, start=2):
-        try:
-            losses.setdefault(float(row["parameters"]), []).append(float(row["loss"]))
-        except (TypeError, ValueError):
-            raise UserError("holds no number for parameters or loss.", where=f"{path}:{number}") from None
+    for size, loss in numbers(path, rows, ("parameters", "loss"), "parameters or loss").tolist():
+        losses.setdefault(size, []).append(loss)
     return losses
 
 

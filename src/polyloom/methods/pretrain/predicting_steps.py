@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from polyloom.core.errors import UserError
-from polyloom.core.files import read_text, write_json
+from polyloom.core.files import write_json
 from polyloom.core.result import Artifact, Cell, Result, Scalar, Series, Table
-from polyloom.methods.pretrain.architecture import build, parameter_groups
 from polyloom.methods.pretrain.config import PredictConfig
 from polyloom.methods.pretrain.joint_laws import Curve, Floats, JointLaw, predict_curve
+from polyloom.methods.pretrain.laws import FAR, TARGET_FACTOR
 from polyloom.methods.pretrain.method import Scaling, count_parameters
-from polyloom.methods.pretrain.proxies import BASE_WIDTH, Family, held_out_loss, settings, world_family
+from polyloom.methods.pretrain.proxies import BASE_WIDTH, Family, held_out_loss, make_member, settings, world_family
+from polyloom.methods.pretrain.tables import need_columns, numbers, read_rows
 from polyloom.methods.pretrain.tracking import FILE
-from polyloom.models.device import choose_device, pin_threads
 from polyloom.runs.folder import Run
 from polyloom.training.loop import train
-from polyloom.training.packing import window_batches
 
 NUM_POINTS = 8
 CURVE_POINTS = 40
-FAR = 10.0
-TARGET_FACTOR = 4.0
 
 
 @dataclass(frozen=True)
@@ -72,18 +65,9 @@ def read_points(path: Path) -> Points:
     Raises:
         UserError: no such columns, or a value that is no number.
     """
-    rows = list(csv.DictReader(io.StringIO(read_text(path))))
-    if not rows or not {"parameters", "step", "loss"} <= set(rows[0]):
-        found = ", ".join(rows[0]) if rows else "nothing"
-        hint = "--target-steps needs parameters, step and loss; seed is read too."
-        raise UserError(f"has the columns {found}.", where=str(path), hint=hint)
-    values = []
-    for number, row in enumerate(rows, start=2):
-        try:
-            values.append([float(row[name]) for name in ("parameters", "step", "loss")])
-        except (TypeError, ValueError):
-            raise UserError("holds no number for parameters, step or loss.", where=f"{path}:{number}") from None
-    table = np.array(values)
+    rows, columns = read_rows(path), ("parameters", "step", "loss")
+    need_columns(path, rows, columns, "--target-steps needs parameters, step and loss; seed is read too.")
+    table = numbers(path, rows, columns, "parameters, step or loss")
     runs = [f"{row['parameters']} {row.get('seed') or ''}" for row in rows]
     return Points(runs, table[:, 0], table[:, 1], table[:, 2])
 
@@ -108,11 +92,7 @@ def _trained(config: PredictConfig, run: Run) -> Points:
 
 def loss_curve(family: Family, width: int, scaling: Scaling, steps: int, seed: int) -> list[list[float]]:
     """Train a member at a constant rate; return held-out losses at some 8 steps, evenly apart, the warm-up left out."""
-    pin_threads()
-    shape = family.shape(width)
-    model = build(shape, family.window_tokens, scaling, seed)
-    torch.nn.Module.to(model, choose_device())
-    batch_at = window_batches(family.train, window_tokens=family.window_tokens, batch_size=family.batch_size, seed=seed)
+    model, groups = make_member(family, width, scaling, seed)
     # Along a schedule that falls, a loss says how far the rate has fallen as well.
     changes = {"schedule": "constant", "eval_every": max(1, steps // (NUM_POINTS + 1))}
     config = settings(steps, seed, family.batch_size).model_copy(update=changes)
@@ -123,7 +103,7 @@ def loss_curve(family: Family, width: int, scaling: Scaling, steps: int, seed: i
             found.append([line["step"], line["held_out"]])
 
     train(
-        model, batch_at, config, groups=parameter_groups(model, shape, scaling), on_log=note,
+        model, family.batches(seed), config, groups=groups, on_log=note,
         evaluate=lambda: {"held_out": held_out_loss(family, model)},
     )  # fmt: skip
     return found

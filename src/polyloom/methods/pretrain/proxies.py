@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from polyloom.methods.pretrain.method import Scaling, Shape, decoder
 from polyloom.models.device import choose_device, pin_threads
 from polyloom.training.config import TrainConfig
 from polyloom.training.loop import TrainState, next_token_loss, train
-from polyloom.training.packing import window_batches
+from polyloom.training.packing import BatchAt, window_batches
 
 BYTES = 256
 HEAD_SIZE = 32
@@ -46,6 +46,11 @@ class Family:
             UserError: the width is not a multiple of the head size.
         """
         return replace(decoder(width, self.layers, self.head_size, BYTES), ffn=int(2.75 * width))
+
+    def batches(self, seed: int) -> BatchAt:
+        """Return from a step to its batch of the training text; the order depends on the seed alone."""
+        size = self.batch_size
+        return window_batches(self.train, window_tokens=self.window_tokens, batch_size=size, seed=seed)
 
 
 def world_family(languages: Sequence[str], seed: int, num_characters: int = 200_000) -> Family:
@@ -86,6 +91,17 @@ def settings(
     )
 
 
+def make_member(
+    family: Family, width: int, scaling: Scaling, seed: int
+) -> tuple[LlamaForCausalLM, list[dict[str, Any]]]:
+    """Return a member that is not trained yet, on its device, and the optimiser's groups."""
+    pin_threads()
+    shape = family.shape(width)
+    model = build(shape, family.window_tokens, scaling, seed)
+    torch.nn.Module.to(model, choose_device())
+    return model, parameter_groups(model, shape, scaling)
+
+
 def train_member(
     family: Family,
     width: int,
@@ -100,15 +116,10 @@ def train_member(
     Returns:
         The model, and the state at the end; None where the loss or a gradient ceased to be finite.
     """
-    pin_threads()
-    shape = family.shape(width)
-    model = build(shape, family.window_tokens, scaling, seed)
-    torch.nn.Module.to(model, choose_device())
-    batch_at = window_batches(family.train, window_tokens=family.window_tokens, batch_size=family.batch_size, seed=seed)
+    model, groups = make_member(family, width, scaling, seed)
     config = settings(steps, seed, family.batch_size).model_copy(update={"checkpoint_every": steps})
-    groups = parameter_groups(model, shape, scaling)
     try:
-        return model, train(model, batch_at, config, groups=groups, on_log=on_log, checkpoints=checkpoints)
+        return model, train(model, family.batches(seed), config, groups=groups, on_log=on_log, checkpoints=checkpoints)
     except PolyloomError:
         return model, None
 

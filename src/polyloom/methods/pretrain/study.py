@@ -14,7 +14,8 @@ from polyloom.core.result import Cell, Result, Scalar, Series, Table
 from polyloom.data.text import by_language, read_documents, split_documents
 from polyloom.methods.pretrain.config import CoordinateCheckConfig, PredictConfig, PretrainStudyConfig, SearchConfig
 from polyloom.methods.pretrain.coordinates import run_coordinate_check
-from polyloom.methods.pretrain.predicting import TARGET_FACTOR, judge, trained_losses
+from polyloom.methods.pretrain.laws import TARGET_FACTOR
+from polyloom.methods.pretrain.predicting import judge, trained_losses
 from polyloom.methods.pretrain.proxies import world_family
 from polyloom.methods.pretrain.searching import FORMS, shifts, transfer_losses
 from polyloom.metrics.language_model import gzip_scores, score_documents
