@@ -7,12 +7,11 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polyloom.core.seeding import python_random
 from polyloom.methods.redteam.evaluation import Victim, attack_prompts
-from polyloom.methods.redteam.sandbox import IGNORED, answer_loss, noise_text
+from polyloom.methods.redteam.sandbox import IGNORED, answer_loss, noise_text, pad_rows
 from polyloom.methods.redteam.tokens import prompt_ids, render
 from polyloom.methods.redteam.workbench import Target, refusal_test
 from polyloom.models.tokenizers import encode
@@ -73,14 +72,9 @@ def batch_of(victim: Victim, turns: Sequence[tuple[str, str]]) -> Batch:
     for prompt, said in turns:
         asked = prompt_ids(tokenizer, render(tokenizer, prompt, victim.system))
         end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-        rows.append((asked, [*encode(tokenizer, said), *end]))
-    width = max(len(asked) + len(answer) for asked, answer in rows)
-    tokens = torch.zeros(len(rows), width, dtype=torch.int64)
-    labels = torch.full((len(rows), width), IGNORED)
-    for i, (asked, answer) in enumerate(rows):
-        tokens[i, : len(asked) + len(answer)] = torch.tensor([*asked, *answer])
-        labels[i, len(asked) : len(asked) + len(answer)] = torch.tensor(answer)
-    return {"tokens": tokens, "labels": labels}
+        answer = [*encode(tokenizer, said), *end]
+        rows.append(([*asked, *answer], [IGNORED] * len(asked) + answer))
+    return pad_rows(rows)
 
 
 def train_refusals(

@@ -193,8 +193,13 @@ def answer_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
 
 def make_batch(sandbox: Sandbox, examples: Sequence[Turn | str]) -> Batch:
     """Tokenise examples into padded `tokens` and `labels`, both [rows, ROW_TOKENS + 1]."""
-    rows = _rows(sandbox, examples)
-    width = min(max(len(ids) for ids, _ in rows), ROW_TOKENS + 1)
+    return pad_rows(_rows(sandbox, examples), ROW_TOKENS + 1)
+
+
+def pad_rows(rows: Sequence[tuple[list[int], list[int]]], limit: int | None = None) -> Batch:
+    """Return token ids and labels of rows as padded `tokens` and `labels`, cut to a limit where there is one."""
+    width = max(len(ids) for ids, _ in rows)
+    width = width if limit is None else min(width, limit)
     tokens = torch.zeros(len(rows), width, dtype=torch.int64)
     labels = torch.full((len(rows), width), IGNORED)
     for i, (ids, wanted) in enumerate(rows):
