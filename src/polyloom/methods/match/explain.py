@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from polyloom.core.errors import UserError
 from polyloom.core.result import Result, Scalar, Series, Table
 from polyloom.methods.match.config import ExplainConfig
-from polyloom.methods.match.data import Pair
+from polyloom.methods.match.data import Pair, read_pairs
 from polyloom.methods.match.folder import load
 from polyloom.methods.match.method import FeatureAttention, SelectiveFeatureAttention, masked_mean
 from polyloom.methods.match.models import SIAMESE
@@ -100,22 +100,29 @@ def _inside(
     trained: Trained, ids: list[list[int]], target: int | None
 ) -> tuple[Floats | None, float | None, Floats | None]:
     block = trained.model.the_block
-    if trained.model.shape.base not in SIAMESE or block is None:
+    if trained.model.shape.base not in SIAMESE or not isinstance(block, FeatureAttention | SelectiveFeatureAttention):
         return None, None, None
     with torch.inference_mode():
-        X, mask = trained.model.states(stack(ids))
-        if isinstance(block, SelectiveFeatureAttention):
-            return None, None, block.attend(X, mask)[1].mean(2).double().numpy()
-        if not isinstance(block, FeatureAttention):
-            return None, None, None
-        gates = block.gate(masked_mean(X, mask)).double().numpy()
-    fixed = FixedGate(float(gates.mean()))
+        weights = _block_weights(trained, block, ids).numpy()
+    if isinstance(block, SelectiveFeatureAttention):
+        return None, None, weights
+    fixed = FixedGate(float(weights.mean()))
     trained.model.block = fixed
     try:
         without = _value(trained, ids, target)
     finally:
         trained.model.block = block
-    return gates, without, None
+    return weights, without, None
+
+
+def _block_weights(
+    trained: Trained, block: FeatureAttention | SelectiveFeatureAttention, ids: list[list[int]]
+) -> torch.Tensor:
+    """Return FA's gates [texts, features], or SFA's weight of each branch [texts, branches], of numbered texts."""
+    X, mask = trained.model.states(stack(ids))
+    if isinstance(block, SelectiveFeatureAttention):
+        return block.attend(X, mask)[1].mean(2).double()
+    return block.gate(masked_mean(X, mask)).double()
 
 
 class FixedGate(torch.nn.Module):
@@ -164,26 +171,20 @@ def class_report(trained: Trained, pairs: Sequence[Pair], top: int = 10) -> Clas
         UserError: another base or block.
     """
     model, block = trained.model, trained.model.the_block
-    is_sfa = isinstance(block, SelectiveFeatureAttention)
-    if model.shape.base not in SIAMESE or not (is_sfa or isinstance(block, FeatureAttention)):
+    if model.shape.base not in SIAMESE or not isinstance(block, FeatureAttention | SelectiveFeatureAttention):
         what = f"base {model.shape.base!r} with block {model.shape.block!r} has no gates to report."
         raise UserError(what, where="--model", hint="Train a matcher with --block fa or sfa and a vector of each text.")
     model.eval()
     parts = []
     for start in range(0, len(pairs), REPORT_BATCH):
         texts = [text for pair in pairs[start : start + REPORT_BATCH] for text in (pair.first, pair.second)]
-        X, mask = model.states(stack(trained.number(texts)))
-        if isinstance(block, SelectiveFeatureAttention):
-            found = block.attend(X, mask)[1].mean(2)
-        else:
-            assert isinstance(block, FeatureAttention)
-            found = block.gate(masked_mean(X, mask))
-        parts.append(found.double().view(-1, 2, found.shape[1]).mean(1))
+        found = _block_weights(trained, block, trained.number(texts))
+        parts.append(found.view(-1, 2, found.shape[1]).mean(1))
     values = torch.cat(parts).numpy()
     classes = sorted({pair.label for pair in pairs})
     labels = np.asarray([classes.index(pair.label) for pair in pairs])
     means = np.stack([values[labels == i].mean(0) for i in range(len(classes))])
-    if is_sfa:
+    if isinstance(block, SelectiveFeatureAttention):
         decided = np.stack(
             [
                 np.bincount(values[labels == i].argmax(1), minlength=values.shape[1]) / (labels == i).sum()
@@ -280,8 +281,6 @@ def _inside_tables(found: Explanation, top: int) -> dict[str, Table]:
 
 
 def _of_classes(trained: Trained, config: ExplainConfig, run: Run) -> Result:
-    from polyloom.methods.match.data import read_pairs
-
     found = class_report(trained, read_pairs(Path(config.data or "")).items, config.top)
     scalars: dict[str, Scalar] = {"num_classes": Scalar(value=len(found.classes))}
     if found.features:
