@@ -1,8 +1,8 @@
 """Training beside a plain loop over Hugging Face's Llama, and muP's groups beside the mup package.
 
-Run `python benchmarks/pretrain.py [--steps 3] [--rounds 5] [--precision bfloat16 float32] [--output FILE.md]`. The
-speed is that of `polyloom pretrain bench`: 8 layers x 256, vocabulary 8192, T 256, one thread, CPU seconds, the same
-batches for both.
+Run `python benchmarks/pretrain.py [--steps 3] [--rounds 5] [--precision bfloat16 float32] [--device cuda]
+[--output FILE.md]`. The speed is that of `polyloom pretrain bench`: 8 layers x 256, vocabulary 8192, T 256, one thread,
+CPU seconds, the same batches for both; on a GPU 16 layers x 1024, vocabulary 32,768, T 1024.
 """
 
 from __future__ import annotations
@@ -19,14 +19,24 @@ from polyloom.methods.pretrain.architecture import build, llama_config, paramete
 from polyloom.methods.pretrain.method import Scaling, Shape
 from polyloom.runs.execute import run_verb
 
+SECONDS = {"cpu": "cpu_second", "cuda": "second"}
 
-def speed_row(steps: int, rounds: int, precision: str) -> str:
+
+def speed_row(steps: int, rounds: int, precision: str, device: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
-        values = {"steps": steps, "rounds": rounds, "precision": precision}
+        values = {"steps": steps, "rounds": rounds, "precision": precision, "device": device}
         scalars = run_verb("pretrain.bench", values, runs=Path(folder)).scalars
-    plain, own = (scalars[f"tokens_per_cpu_second{name}"].value for name in ("_hf_llama", ""))
+    plain, own = (scalars[f"tokens_per_{SECONDS[device]}{name}"].value for name in ("_hf_llama", ""))
     ratio = scalars["speed_over_hf_llama"]
-    return f"| {precision} | {plain:.0f} | {own:.0f} | {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] |"
+    share = scalars["mfu"]
+    return (
+        f"| {precision} | {plain:.0f} | {own:.0f} | {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] "
+        f"| {share.value:.2f} {share.unit} |"
+    )
+
+
+def machine(device: str) -> str:
+    return f"{torch.cuda.get_device_name()}, wall seconds" if device == "cuda" else "CPU seconds, one thread"
 
 
 def llama(width: int) -> LlamaForCausalLM:
@@ -60,17 +70,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", nargs="+", default=["bfloat16"], choices=["bfloat16", "float32"])
+    parser.add_argument("--device", default="cpu", choices=list(SECONDS))
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     lines = [
         "# Pretraining: speed and groups",
         "",
-        f"Written by `python benchmarks/pretrain.py`: torch {torch.__version__}, CPU seconds, one thread, "
+        f"Written by `python benchmarks/pretrain.py`: torch {torch.__version__}, {machine(arguments.device)}, "
         f"{arguments.rounds} interleaved rounds of {arguments.steps} steps; paired ratios, 95 % intervals.",
         "",
-        "| precision | HF Llama loop, tokens per CPU second | ours | ours over theirs |",
-        "| --- | --- | --- | --- |",
-        *(speed_row(arguments.steps, arguments.rounds, precision) for precision in arguments.precision),
+        "| precision | HF Llama loop, tokens a second | ours | ours over theirs | ours, share of the peak |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            speed_row(arguments.steps, arguments.rounds, precision, arguments.device)
+            for precision in arguments.precision
+        ),
         "",
         "Groups beside the mup package, width 128 over base 32, lr 0.01, decay 0.1:",
         "",

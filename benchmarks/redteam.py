@@ -1,14 +1,15 @@
 """The search beside nanogcg: equal losses in its own rule, and CPU seconds a step on one thread, interleaved.
 
-Run as `python benchmarks/redteam.py`. nanogcg runs without its prefix cache, which transformers 5 does not support.
+Run as `python benchmarks/redteam.py [--device cuda]`. nanogcg runs without its prefix cache, which transformers 5
+does not support.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import logging
 import statistics
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from polyloom.methods.redteam.method import Objective
 from polyloom.methods.redteam.sandbox import build_sandbox
 from polyloom.methods.redteam.search import Search, Settings, Slot, State, run_search
+from polyloom.models.device import choose_device, clock
 
 STEPS = 20
 TOPK = 48
@@ -34,10 +36,13 @@ class Case:
     width: int
 
 
-CASES = (Case(96, 3, 320, 64), Case(256, 6, 768, 128))
+CASES = {
+    "cpu": (Case(96, 3, 320, 64), Case(256, 6, 768, 128)),
+    "cuda": (Case(256, 6, 768, 128), Case(1024, 12, 2816, 256)),
+}
 
 
-def build(case: Case, vocabulary: int) -> PreTrainedModel:
+def build(case: Case, vocabulary: int, device: torch.device) -> PreTrainedModel:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -50,6 +55,7 @@ def build(case: Case, vocabulary: int) -> PreTrainedModel:
     )
     model: PreTrainedModel = LlamaForCausalLM(config)
     model.train(False)
+    model.to(device)  # type: ignore[arg-type]
     return model
 
 
@@ -66,9 +72,10 @@ def theirs(
         seed=0,
         verbosity="ERROR",
     )
-    start = time.process_time()
+    now = clock(model.device)
+    start = now()
     losses: list[float] = nanogcg.run(model, tokenizer, goal, target, config).losses
-    seconds = time.process_time() - start
+    seconds = now() - start
     torch.use_deterministic_algorithms(False)
     return losses, seconds / STEPS
 
@@ -87,7 +94,8 @@ def ours(
         again: Any = tokenizer(tokenizer.batch_decode(rows), add_special_tokens=False)["input_ids"]
         return torch.tensor([a == b for a, b in zip(rows, again, strict=True)])
 
-    start = time.process_time()
+    now = clock(model.device)
+    start = now()
     banned = torch.zeros(len(tokenizer), dtype=torch.bool)
     banned[utils.get_nonascii_toks(tokenizer)] = True
     slot = Slot(ids(f"<user>{goal}"), ids("<assistant>"), ids(target))
@@ -95,16 +103,19 @@ def ours(
     generator = torch.Generator().manual_seed(0)
     search = Search(model, [slot], Objective("gcg"), settings, banned, keep, generator=generator)
     state = run_search(search, State(list(ids("!" * 10))))
-    return [step.loss for step in state.steps], (time.process_time() - start) / STEPS
+    return [step.loss for step in state.steps], (now() - start) / STEPS
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=list(CASES))
+    device = choose_device(parser.parse_args().device)
     torch.set_num_threads(1)
     logging.getLogger("nanogcg").setLevel(logging.ERROR)
     sandbox = build_sandbox(0)
     tokenizer, behaviour = sandbox.tokenizer, sandbox.sealed[0]
-    for case in CASES:
-        model = build(case, len(tokenizer))
+    for case in CASES[device.type]:
+        model = build(case, len(tokenizer), device)
         ratios, differences = [], []
         for _ in range(ROUNDS):
             their_losses, their_seconds = theirs(model, tokenizer, behaviour.goal, behaviour.target, case)

@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
 from polyloom.core.errors import UserError
 from polyloom.core.seeding import derive_seed
-from polyloom.models.device import autocast, choose_device, has_fast_bfloat16, pin_threads, torch_generator
+from polyloom.models.device import (
+    autocast,
+    choose_device,
+    clock,
+    clock_unit,
+    has_fast_bfloat16,
+    pin_threads,
+    torch_generator,
+)
 
 
 def test_the_cpu_is_always_there() -> None:
@@ -17,6 +27,24 @@ def test_the_cpu_is_always_there() -> None:
 def test_an_absent_device_is_refused() -> None:
     with pytest.raises(UserError, match="--device: this torch build sees no cuda device"):
         choose_device("cuda")
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device() == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="process 2 of this machine has no GPU of its own: it has 2"):
+        choose_device()
+
+
+def test_work_on_the_cpu_is_timed_by_the_seconds_of_the_process() -> None:
+    now = clock(torch.device("cpu"))
+    start = now()
+    time.sleep(0.05)
+    assert now() - start < 0.05
+    assert clock_unit(torch.device("cpu")) == "CPU second"
 
 
 @pytest.mark.parametrize(

@@ -32,9 +32,9 @@ class Place(NamedTuple):
     mask: Tensor | None = None
 
 
-def as_rows(tokens: Tensor | Sequence[int]) -> Tensor:
-    """Return tokens [rows, T]; a list is one row."""
-    return tokens if isinstance(tokens, Tensor) else torch.tensor([list(tokens)])
+def as_rows(tokens: Tensor | Sequence[int], device: torch.device) -> Tensor:
+    """Return tokens [rows, T] on a device; a list is one row."""
+    return tokens.to(device) if isinstance(tokens, Tensor) else torch.tensor([list(tokens)], device=device)
 
 
 class _Layer(NamedTuple):
@@ -70,6 +70,7 @@ class FusedRange:
         self.scale, self.residual_multiplier = steps.scale, steps.residual_multiplier
         self.embedding_multiplier, self.logits_scaling = steps.embedding_multiplier, steps.logits_scaling
         self.embedding = steps.embedding
+        self.device = steps.embedding.device
         self.dim = steps.embedding.shape[1]
         self.root = steps.root
         order = self._order()
@@ -114,8 +115,8 @@ class FusedRange:
             return Place(
                 tokens, start, None, self.turn[start:end], None if width == 1 else self.causal[start:end, :end]
             )
-        tokens = as_rows(tokens)
-        positions = start[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+        tokens = as_rows(tokens, self.device)
+        positions = start[:, None] + torch.arange(tokens.shape[1], device=self.device)
         end = int(positions.max()) + 1
         mask = self.causal[positions, :end]
         return Place(tokens, end - tokens.shape[1], positions, self.turn[positions].flatten(0, 1), mask[:, None])
@@ -128,7 +129,7 @@ class FusedRange:
         elif len(tokens) == 1:
             x = self.embedding[tokens[0]].view(1, 1, -1)
         else:
-            x = self.embedding[torch.tensor(tokens)][None]
+            x = self.embedding[torch.tensor(tokens, device=self.device)][None]
         return x if self.embedding_multiplier == 1 else x * self.embedding_multiplier
 
     def run(self, x: Tensor, place: Place, first: int, last: int, taps: list[Tensor] | None = None) -> Tensor:

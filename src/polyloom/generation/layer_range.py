@@ -28,6 +28,7 @@ TOLERANCE = 1e-4
 class LayerRange(Protocol):
     """A model as a range of layers."""
 
+    device: torch.device
     num_layers: int
     vocab_size: int
     takes_rows: bool
@@ -107,7 +108,7 @@ class ModelRange:
         """
         self.parts: ExitParts = exit_parts(model)
         check_cache(model, num_positions)
-        self.model = model
+        self.model, self.device = model, model.device
         self.num_layers = self.parts.num_layers
         self.num_positions = num_positions
         self.vocab_size = int(model.config.get_text_config(decoder=True).vocab_size)
@@ -132,17 +133,17 @@ class ModelRange:
     def place(self, tokens: Tensor | Sequence[int], start: int | Tensor) -> Place:
         """Say where tokens stand."""
         assert isinstance(start, int)
-        return Place(as_rows(tokens), start)
+        return Place(as_rows(tokens, self.device), start)
 
     def embed(self, place: Place) -> Tensor:
         """Return a placeholder: the model's own forward embeds, adds positions and scales."""
-        return as_rows(place.tokens)
+        return as_rows(place.tokens, self.device)
 
     def run(self, x: Tensor, place: Place, first: int, last: int, taps: list[Tensor] | None = None) -> Tensor:
         """Run layers first .. last-1."""
         for layer in self.pointed:
             layer.seek(place.start)
-        tokens = as_rows(place.tokens)
+        tokens = as_rows(place.tokens, self.device)
         width = tokens.shape[1]
         positions = torch.arange(place.start, place.start + width, device=x.device).clamp(max=self.last_position)[None]
         self._range, self._taps = (first, last), taps

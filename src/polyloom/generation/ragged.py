@@ -54,14 +54,15 @@ def _decode_rows(
     ends: frozenset[int],
     results: list[Generated],
 ) -> None:
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=runner.device)
     longest = int(lengths.max())
     runner.reserve(len(prompts), longest + budget)
     # Padding stands on the right: what it writes into the cache lies behind each row's text and is written over.
-    padded = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
+    rows_of_tokens = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
+    padded = torch.tensor(rows_of_tokens, device=runner.device)
     place = runner.place(padded, 0)
     x = runner.run(runner.embed(place), place, 0, runner.num_layers)
-    newest = runner.logits(x[torch.arange(len(prompts)), lengths - 1]).argmax(-1)
+    newest = runner.logits(x[torch.arange(len(prompts), device=runner.device), lengths - 1]).argmax(-1)
     rows, at = list(range(len(prompts))), lengths
     for row, token in enumerate(newest.tolist()):
         results[row].tokens.append(token)
@@ -70,7 +71,7 @@ def _decode_rows(
         if not going:
             return
         if len(going) < len(rows):
-            kept = torch.tensor(going)
+            kept = torch.tensor(going, device=runner.device)
             runner.keep_rows(kept)
             rows, at, newest = [rows[i] for i in going], at[kept], newest[kept]
         # The fullest row sets the draft length, so that no row writes beyond its own room.
@@ -121,4 +122,4 @@ def _row_round(
         counts.emitted += len(emitted)
         new_tokens.append(emitted[-1])
         new_counts.append(len(emitted))
-    return torch.tensor(new_tokens), torch.tensor(new_counts)
+    return torch.tensor(new_tokens, device=runner.device), torch.tensor(new_counts, device=runner.device)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -22,14 +24,20 @@ def choose_device(name: DeviceName = "auto") -> torch.device:
         name: `auto` takes CUDA, then MPS, then the CPU. Under torchrun, CUDA means the process's own GPU.
 
     Raises:
-        UserError: the device asked for is not there.
+        UserError: the device asked for is not there, or this process has no GPU of its own.
     """
     found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = "cuda" if found["cuda"] else "mps" if found["mps"] else "cpu"
     if not found[name]:
         raise UserError(f"this torch build sees no {name} device.", where="--device", hint="Use --device auto or cpu.")
-    return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)
+    if name != "cuda":
+        return torch.device(name)
+    rank, num_gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if rank >= num_gpus:
+        hint = f"Start {num_gpus} a machine, or set CUDA_VISIBLE_DEVICES= to run on the CPU."
+        raise UserError(f"process {rank} of this machine has no GPU of its own: it has {num_gpus}.", hint=hint)
+    return torch.device("cuda", rank)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -56,6 +64,23 @@ def autocast(device: torch.device, precision: Precision = "auto") -> AbstractCon
 def pin_threads(num_threads: int = 1) -> None:
     """Set torch's threads. One is fastest for tiny models, and makes CPU results repeat bit for bit."""
     torch.set_num_threads(num_threads)
+
+
+def clock(device: torch.device) -> Callable[[], float]:
+    """Return what times work on a device: CPU seconds of the process; on a GPU wall seconds, its queue run empty."""
+    if device.type == "cpu":
+        return time.process_time
+
+    def read() -> float:
+        torch.get_device_module(device).synchronize()
+        return time.perf_counter()
+
+    return read
+
+
+def clock_unit(device: torch.device) -> str:
+    """Return what `clock` counts, in words."""
+    return "CPU second" if device.type == "cpu" else "second"
 
 
 def torch_generator(seed: int, *names: str | int, device: str | torch.device = "cpu") -> torch.Generator:

@@ -177,7 +177,8 @@ def test_bench_gives_the_same_tokens_as_every_peer(cli: Callable[..., Any], trai
     assert found["adaptive_over_plain"] > 0
     assert found["mixed_adaptive_over_best_fixed"] > 0
     assert found["joules_per_token_plain"] > 0
-    assert found["flops_per_token"] > found["flops_per_token_plain"] > 0
+    # A busy machine can make calibration choose plain decoding, which costs no more.
+    assert found["flops_per_token"] >= found["flops_per_token_plain"] > 0
 
 
 def test_energy_is_counted_by_token_with_idling_subtracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

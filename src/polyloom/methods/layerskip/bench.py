@@ -60,7 +60,7 @@ def theirs(model: PreTrainedModel, work: Workload, **options: Any) -> Decoder:
     def decode(prompt: list[int]) -> list[int]:
         with quiet_generate(), warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")
-            tokens = torch.tensor([prompt])
+            tokens = torch.tensor([prompt], device=model.device)
             output = generate(
                 tokens,
                 attention_mask=torch.ones_like(tokens),
@@ -137,6 +137,7 @@ def first_divergence(plain: Sequence[int], other: Sequence[int]) -> int | None:
 
 def logit_gap(model: PreTrainedModel, prompt: Sequence[int], plain: Sequence[int], position: int, other: int) -> float:
     """Return how far the other token's logit lies below plain decoding's, by the model's own forward."""
+    tokens = torch.tensor([[*prompt, *plain[:position]]], device=model.device)
     with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([[*prompt, *plain[:position]]]), use_cache=False).logits[0, -1]
+        logits = model(input_ids=tokens, use_cache=False).logits[0, -1]
     return float(logits.max() - logits[other])

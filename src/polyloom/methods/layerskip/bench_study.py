@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -30,6 +32,7 @@ from polyloom.methods.layerskip.calibration import best_plan, calibrate, decode_
 from polyloom.methods.layerskip.config import BenchConfig, VerifyConfig
 from polyloom.methods.layerskip.embedded import (
     choose_prompts,
+    placed,
     prepare,
     random_prompts,
     shrunk_model,
@@ -39,12 +42,16 @@ from polyloom.methods.layerskip.energy import joules_per_token, measure_idle_wat
 from polyloom.methods.layerskip.sampling_test import sampling_p_values
 from polyloom.methods.layerskip.stream import adaptive_scalars
 from polyloom.methods.layerskip.timing import Ratio, interleaved_seconds, speed_over
-from polyloom.models.device import pin_threads
+from polyloom.models.device import clock, clock_unit, pin_threads
 from polyloom.runs.folder import Run
 
 RANDOM_LENGTH = 32
 SEARCH_PROMPTS, SEARCH_TOKENS = 3, 24
-RANDOM_MODELS = {"shrunk": shrunk_model, "useless": useless_model}
+RANDOM_MODELS: dict[str, Callable[[int], PreTrainedModel]] = {
+    "shrunk": shrunk_model,
+    "shrunk-large": partial(shrunk_model, width=2048, feed_forward=5632, vocab_size=32_000),
+    "useless": useless_model,
+}
 
 
 class Loaded(NamedTuple):
@@ -60,7 +67,7 @@ def _load(config: BenchConfig | VerifyConfig, run: Run) -> Loaded:
     num = config.num_prompts
     if config.model in RANDOM_MODELS:
         pin_threads()
-        model = RANDOM_MODELS[config.model](config.seed)
+        model = placed(RANDOM_MODELS[config.model](config.seed).to(getattr(torch, config.dtype)), config)
         prompts = random_prompts(int(model.config.vocab_size), 2 * num, RANDOM_LENGTH, config.seed)
         work = Workload(prompts[num:], config.max_new_tokens, frozenset())
         limits = ["Random weights: the figures are of the loops, not of a language model."]
@@ -105,7 +112,7 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
     limitations = [*limitations, _add_early_exit(alternatives, model, work, runner.num_layers)]
     texts = {name: texts_of(decoder) for name, decoder in alternatives.items()}
     with run.progress("bench", config.rounds + 1) as advance:
-        seconds = interleaved_seconds(alternatives, config.rounds, advance)
+        seconds = interleaved_seconds(alternatives, config.rounds, advance, clock=clock(model.device))
     ratios = {name: speed_over(own, seconds["speculative"]) for name, own in seconds.items() if name != "speculative"}
     scalars = {f"speed_over_{name}": _scalar(ratio) for name, ratio in ratios.items()}
     num_tokens = sum(map(len, texts["plain"]))
@@ -123,7 +130,7 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
     if config.adaptive:
         scalars["adaptive_over_plain"] = _scalar(speed_over(seconds["plain"], seconds["adaptive"]))
         scalars |= adaptive_scalars(runner, sample, work, costs, config)
-    tau = counts.tokens_per_round
+    tau, unit = counts.tokens_per_round, clock_unit(model.device)
     scalars |= _cost_scalars(model, plan, runner.num_layers, tau)
     scalars |= _energy_scalars(model.device, config.watts, alternatives, seconds, num_tokens)
     rows: list[list[Cell]] = [
@@ -134,7 +141,7 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
         scalars=scalars,
         tables={
             "speeds": Table(
-                columns=["method", "tokens per CPU second", "speed over plain", "texts that differ"],
+                columns=["method", f"tokens per {unit}", "speed over plain", "texts that differ"],
                 rows=rows,
                 title=f"{len(work.prompts)} prompts, {num_tokens} tokens, {config.rounds} rounds",
             )
@@ -144,9 +151,13 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
         limitations=[
             *limitations,
             *_energy_remark(scalars),
-            "Ratios of CPU seconds on one thread of this machine, prefill included.",
+            f"Ratios of {unit}s, {_machine(model.device)}, prefill included.",
         ],
     )
+
+
+def _machine(device: torch.device) -> str:
+    return f"{torch.cuda.get_device_name(device)}" if device.type == "cuda" else "one thread of this machine"
 
 
 def _speed_series(rows: list[list[Cell]]) -> Series:
@@ -187,7 +198,7 @@ def _add_early_exit(alternatives: dict[str, Decoder], model: PreTrainedModel, wo
 def _best_peer_exit(model: PreTrainedModel, work: Workload, num_layers: int) -> int:
     few = Workload(work.prompts[:SEARCH_PROMPTS], min(work.budget, SEARCH_TOKENS), work.ends)
     candidates = {str(e): theirs(model, few, assistant_early_exit=e) for e in range(1, num_layers)}
-    seconds = interleaved_seconds(candidates, 1)
+    seconds = interleaved_seconds(candidates, 1, clock=clock(model.device))
     return int(min(seconds, key=lambda name: min(seconds[name])))
 
 

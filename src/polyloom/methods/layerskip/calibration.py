@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -14,6 +13,7 @@ from polyloom.generation.layer_range import LayerRange
 from polyloom.generation.sampling import Decoding
 from polyloom.generation.speculative import PLAIN, Counts, Fixed, Plan, Round, probability, speculate
 from polyloom.methods.layerskip.method import replay_rounds, round_cost, run_lengths
+from polyloom.models.device import clock
 
 DRAFT_LENGTHS = (1, 2, 3, 4, 5, 6, 8)
 WORTH_IT = 1.02
@@ -91,7 +91,7 @@ class Costs:
 
 
 def measure_costs(runner: LayerRange, position: int, widest: int, rounds: int = 15) -> Costs:
-    """Measure c_T and n_T in CPU seconds, interleaved over T; each is the median of paired rounds.
+    """Measure c_T and n_T by the device's clock, interleaved over T; each is the median of paired rounds.
 
     Args:
         runner: the model.
@@ -104,22 +104,23 @@ def measure_costs(runner: LayerRange, position: int, widest: int, rounds: int = 
     runs: dict[int, list[float]] = {width: [] for width in widths}
     heads: dict[int, list[float]] = {width: [] for width in widths}
     sure: list[float] = []
+    now = clock(runner.device)
     with torch.inference_mode():
         for index in range(rounds + 1):
             for width in widths:
                 tokens = [1] * width
-                start = time.process_time()
+                start = now()
                 place = runner.place(tokens, position)
                 x = runner.embed(place)
-                middle = time.process_time()
+                middle = now()
                 x = runner.run(x, place, 0, runner.num_layers)
-                ran = time.process_time()
+                ran = now()
                 logits = runner.logits(x)
                 logits.argmax(-1).tolist()
-                done = time.process_time()
+                done = now()
                 if index and width == 1:
                     probability(logits[0, 0])
-                    sure.append(time.process_time() - done)
+                    sure.append(now() - done)
                 if index:
                     runs[width].append((ran - middle) / runner.num_layers)
                     heads[width].append(done - ran + middle - start)
@@ -194,7 +195,7 @@ def decode_all(
 
 
 class Calibration(NamedTuple):
-    """What one plain decoding of sample prompts tells: every pair, the costs, the decoding, and its CPU seconds."""
+    """What one plain decoding of sample prompts tells: every pair, the costs, the decoding, and its seconds."""
 
     cells: list[Cell]
     costs: Costs
@@ -204,8 +205,9 @@ class Calibration(NamedTuple):
 
 def calibrate(runner: LayerRange, prompts: Sequence[Sequence[int]], budget: int, ends: frozenset[int]) -> Calibration:
     """Predict every pair from one plain decoding of the prompts."""
-    start = time.process_time()
+    now = clock(runner.device)
+    start = now()
     traces = [record(runner, prompt, budget, ends) for prompt in prompts]
     position = min(POSITION, max(map(len, prompts)))
     costs = measure_costs(runner, position, max(DRAFT_LENGTHS) + 1)
-    return Calibration(predict(traces, costs, runner.num_layers), costs, traces, time.process_time() - start)
+    return Calibration(predict(traces, costs, runner.num_layers), costs, traces, now() - start)

@@ -27,6 +27,8 @@ class DataConfig(Config):
     """What the verbs share: the model, and where prompts come from."""
 
     model: str = Field("tiny", description=MODEL)
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the model runs.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of your model's weights.")
     data: Path | None = Field(
         None, description="Your prompts: .tsv (TOPv2, Hinglish-TOP), .jsonl, .jsonl.gz, or a text as one prompt."
     )
@@ -103,7 +105,8 @@ class BenchConfig(DataConfig):
 
     model: str = Field(
         "tiny",
-        description=MODEL + " shrunk: 24M random weights whose late layers are shrunk; useless: no exit is any good.",
+        description=MODEL + " shrunk, shrunk-large: 24M and 750M random weights whose late layers are shrunk; "
+        "useless: no exit is any good.",
     )
     rounds: int = Field(5, ge=1, description="Interleaved rounds.")
     adaptive: bool = Field(False, description="Also time the adaptive mode: on the prompts, and mixed with noise.")

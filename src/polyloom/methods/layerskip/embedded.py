@@ -29,7 +29,7 @@ from polyloom.methods.layerskip.data import (
     world_examples,
 )
 from polyloom.methods.layerskip.training import PRESETS, LayerSkipLoss, Skip, build_llama
-from polyloom.models.device import pin_threads, torch_generator
+from polyloom.models.device import choose_device, pin_threads, torch_generator
 from polyloom.models.exits import exit_parts
 from polyloom.models.load import load_model, load_tokenizer, save_model
 from polyloom.models.tokenizers import train_tokenizer
@@ -100,15 +100,22 @@ def prepare(config: DataConfig, run: Run, *, loaded: bool = True) -> Prepared:
     pin_threads()
     train_examples, test_examples, limitations = load_examples(config)
     if config.model != "tiny":
-        model = load_model(config.model)
+        model = load_model(config.model, dtype=getattr(torch, config.dtype))
         tokenizer = load_tokenizer(config.model, model)
     else:
         model, tokenizer = tiny_model(config, run, train_examples, loaded)
+    placed(model, config)
     limit = max_positions(model)
     longest = None if limit is None else limit - (0 if loaded else 1)
     train_set = tokenize(tokenizer, train_examples, min(longest or MAX_TOKENS, MAX_TOKENS))
     test = tokenize(tokenizer, test_examples)
     return Prepared(model, tokenizer, train_set, test, limitations)
+
+
+def placed(model: PreTrainedModel, config: DataConfig) -> PreTrainedModel:
+    """Move a model to the device that was asked for."""
+    model.to(choose_device(config.device))  # type: ignore[arg-type]
+    return model
 
 
 def tiny_model(
@@ -120,7 +127,7 @@ def tiny_model(
         model = load_model(folder)
         return model, load_tokenizer(folder, model)
     tokenizer = train_tokenizer([one.prompt + one.response for one in examples[:TOKENIZER_TEXTS]], VOCABULARY)
-    model = build_llama(NUM_LAYERS, WIDTH, FEED_FORWARD, len(tokenizer), config.seed)
+    model = placed(build_llama(NUM_LAYERS, WIDTH, FEED_FORWARD, len(tokenizer), config.seed), config)
     if trained:
         tokens = tokenize(tokenizer, examples, MAX_TOKENS)
         settings = TrainConfig(
@@ -184,9 +191,16 @@ def open_runner(config: DataConfig, prepared: Prepared, prompts: Sequence[Sequen
     return open_range(prepared.model, max(map(len, prompts)) + config.max_new_tokens + 16)
 
 
-def shrunk_model(seed: int) -> PreTrainedModel:
-    """Return 24M random weights whose layers from E = L/4 on add little: the exit mostly agrees with the whole."""
-    model: Any = build_llama(SHRUNK_LAYERS, 384, 1024, 4096, seed)
+def shrunk_model(seed: int, width: int = 384, feed_forward: int = 1024, vocab_size: int = 4096) -> PreTrainedModel:
+    """Return random weights whose layers from E = L/4 on add little: the exit mostly agrees with the whole.
+
+    Args:
+        seed: of the weights.
+        width: with the two sizes behind it 24M parameters.
+        feed_forward: inner width.
+        vocab_size: tokens.
+    """
+    model: Any = build_llama(SHRUNK_LAYERS, width, feed_forward, vocab_size, seed)
     with torch.no_grad():
         for layer in model.model.layers:
             for matrix in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):

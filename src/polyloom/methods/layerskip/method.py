@@ -191,8 +191,8 @@ def drop_rows(
         run: from the kept rows' input and their indices to the layer's output for them.
     """
     if bool(keep.all()):
-        return run(x, torch.arange(len(keep)))
-    rows = keep.nonzero().squeeze(-1)
+        return run(x, torch.arange(len(keep), device=x.device))
+    rows = keep.nonzero().squeeze(-1).to(x.device)
     return x.index_copy(0, rows, run(x[rows], rows)) if len(rows) else x
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -32,6 +31,7 @@ from polyloom.methods.layerskip.data import Tokens, by_group, prompt_tokens
 from polyloom.methods.layerskip.embedded import Prepared, choose_prompts, fit, model_folder, open_runner, prepare
 from polyloom.methods.layerskip.notes import read_plan, write_notes
 from polyloom.methods.layerskip.training import PRESETS, RATES, ExitScore, add_lora, score_exits
+from polyloom.models.device import clock
 from polyloom.models.exits import check_exit, exit_parts
 from polyloom.models.load import save_model
 from polyloom.runs.folder import Run
@@ -274,8 +274,9 @@ def _generate(
 ) -> tuple[Generated, Plan, float]:
     from polyloom.generation.decode import decode
 
+    now = clock(prepared.model.device)
     if config.mode == "plain":
-        start = time.process_time()
+        start = now()
         decoded = decode(
             prepared.model,
             [prompt],
@@ -284,20 +285,20 @@ def _generate(
             on_text=lambda _, piece: _write(piece),
         )[0]
         result = Generated(list(decoded.tokens), decoded.text, decoded.finish_reason)
-        return result, PLAIN, time.process_time() - start
+        return result, PLAIN, now() - start
     runner = open_runner(config, prepared, [prompt])
     if config.mode == "early-exit":
         if config.exit_layer is None:
             raise UserError("early exit needs an exit.", where="--exit-layer", hint="Name one, such as 2.")
         if config.temperature:
             raise UserError("early exit is greedy.", where="--temperature", hint="Leave it at 0.")
-        start = time.process_time()
+        start = now()
         tokens = plain_tokens(runner, prompt, config.max_new_tokens, prepared.ends, exit_layer=config.exit_layer)
         result = Generated()
         take(result, ([token] for token in tokens), settings.stop, prepared.ends, prepared.tokenizer, _write)
-        return result, Plan(config.exit_layer), time.process_time() - start
+        return result, Plan(config.exit_layer), now() - start
     plan, controller = _controller(config, prepared, runner)
-    start = time.process_time()
+    start = now()
     result = generate(
         runner,
         prompt,
@@ -307,7 +308,7 @@ def _generate(
         tokenizer=prepared.tokenizer,
         on_text=_write,
     )
-    return result, plan, time.process_time() - start
+    return result, plan, now() - start
 
 
 def _controller(config: GenerateConfig, prepared: Prepared, runner: LayerRange) -> tuple[Plan, Controller]:

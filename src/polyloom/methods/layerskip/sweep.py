@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +20,7 @@ from polyloom.methods.layerskip.data import Tokens
 from polyloom.methods.layerskip.embedded import choose_prompts, open_runner, prepare
 from polyloom.methods.layerskip.notes import write_notes
 from polyloom.methods.layerskip.timing import interleaved_seconds
+from polyloom.models.device import clock
 from polyloom.runs.folder import Run
 
 NUM_RETIMED, RETIMED_ROUNDS = 4, 7
@@ -145,16 +145,16 @@ def _sweep(
     cells: Sequence[PairCell],
 ) -> list[list[float]]:
     """Decode with every pair; return tokens per round, speed over the plain decoding beside it, and seconds."""
-    measured = []
+    measured, now = [], clock(runner.device)
     with run.progress("sweep", len(cells)) as advance:
         for cell in cells:
             plain, own, tau = [], [], 0.0
             for _ in range(2):
-                start = time.process_time()
+                start = now()
                 decode_all(runner, prompts, budget, PLAIN, ends)
-                middle = time.process_time()
+                middle = now()
                 counts = decode_all(runner, prompts, budget, Plan(cell.exit_layer, cell.draft_tokens), ends)[1]
-                own.append(time.process_time() - middle)
+                own.append(now() - middle)
                 plain.append(middle - start)
                 tau = counts.tokens_per_round
             measured.append([tau, min(plain) / min(own), sum(own)])

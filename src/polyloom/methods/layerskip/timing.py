@@ -1,4 +1,4 @@
-"""CPU seconds of alternatives, interleaved in one process, as ratios paired within a round."""
+"""Seconds of alternatives, interleaved in one process, as ratios paired within a round."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def interleaved_seconds(
     alternatives: Mapping[str, Sequence[Callable[[], object]]],
     rounds: int,
     on_round: Callable[[int], None] | None = None,
+    *,
+    clock: Callable[[], float] = time.process_time,
 ) -> dict[str, list[float]]:
     """Time alternatives piece by piece, each once per round, in an order drawn anew; one more round before warms up.
 
@@ -34,9 +36,10 @@ def interleaved_seconds(
         alternatives: name to its pieces of work, as many for each.
         rounds: timed rounds.
         on_round: called with 1 after each.
+        clock: what to time by (`models.device.clock`).
 
     Returns:
-        CPU seconds by name, one sum per round.
+        Seconds by name, one sum per round.
     """
     order, names = python_random(0, "interleave"), list(alternatives)
     num_pieces = len(alternatives[names[0]])
@@ -46,9 +49,9 @@ def interleaved_seconds(
         for piece in range(num_pieces):
             order.shuffle(names)
             for name in names:
-                start = time.process_time()
+                start = clock()
                 alternatives[name][piece]()
-                sums[name] += time.process_time() - start
+                sums[name] += clock() - start
         if index:
             for name, spent in sums.items():
                 seconds[name].append(spent)

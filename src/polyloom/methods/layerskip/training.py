@@ -275,7 +275,7 @@ def score_exits(model: PreTrainedModel, examples: Sequence[Tokens]) -> tuple[lis
     agreed = torch.zeros(parts.num_layers, dtype=torch.float64)
     total = 0
     for start in range(0, len(usable), MAX_ROWS):
-        inputs, labels = pad_examples(usable[start : start + MAX_ROWS])
+        inputs, labels = (part.to(model.device) for part in pad_examples(usable[start : start + MAX_ROWS]))
         kept = labels != IGNORED_LABEL
         states = hidden_states(parts, inputs)
         with torch.inference_mode():

@@ -215,8 +215,9 @@ class PretrainStudyConfig(StudyConfig):
 
 
 class BenchConfig(Config):
-    """`polyloom pretrain bench`: tokens a CPU second beside a plain loop over Hugging Face's Llama."""
+    """`polyloom pretrain bench`: tokens a CPU second, or a second of a GPU, beside a plain loop over HF's Llama."""
 
+    device: Literal["cpu", "cuda"] = Field("cpu", description="cuda trains a larger model, of 0.3 billion parameters.")
     steps: int = Field(3, ge=1, description="Steps of a round.")
     rounds: int = Field(5, ge=2, description="Interleaved rounds; ratios are paired within a round.")
     precision: Literal["float32", "bfloat16"] = Field("bfloat16", description="Of the forward passes.")

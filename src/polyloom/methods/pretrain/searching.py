@@ -138,13 +138,14 @@ def _transfer_result(config: SearchConfig, run: Run, losses: Losses) -> Result:
     scalars: dict[str, Scalar] = {}
     rows: list[list[Cell]] = []
     series = {}
-    edges = []
+    edges, found = [], []
     for form in FORMS:
         shift, by_seed, edge = shifts(config, losses, form)
         scalars[f"{form.lower()}_shift_octaves"] = Scalar(
             value=shift, low=min(by_seed), high=max(by_seed), unit="octaves"
         )
         edges += [form] if edge else []
+        found.append(shift)
         for width, table in losses[form].items():
             means = [_mean(row) for row in table]
             best, _, rise = best_exponent(exponents, means)
@@ -154,6 +155,9 @@ def _transfer_result(config: SearchConfig, run: Run, losses: Losses) -> Result:
                 x=[float(e) for e in exponents], y=means, x_label="log2 of the learning rate",
                 y_label="held-out nats per byte", group=f"{form}: loss by learning rate",
             )  # fmt: skip
+    # muP divides the matrices' rate by m, so that the two forms should part by log2 m whatever this family prefers.
+    scalars["form_gap_octaves"] = Scalar(value=found[1] - found[0], unit="octaves")
+    scalars["expected_gap_octaves"] = Scalar(value=math.log2(config.widths[-1] / config.widths[0]), unit="octaves")
     columns = ["form", "width", "best log2 lr", "rise an octave away", *(f"2^{e}" for e in exponents)]
     return run.result(
         scalars=scalars,
