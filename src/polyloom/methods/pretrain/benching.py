@@ -57,7 +57,8 @@ def plain(config: TrainConfig, stream: SampleStream, size: Size, device: torch.d
     start = now()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
     for step in range(config.steps):
-        tokens = stream(step)["tokens"].to(device)
+        # Blocks of T tokens, as the library's example cuts them: the same shapes as ours, which has one more target.
+        tokens = stream(step)["tokens"][:, :-1].to(device)
         with autocast(device, config.precision):
             loss = model(input_ids=tokens, labels=tokens).loss
         loss.backward()
