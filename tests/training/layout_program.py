@@ -2,7 +2,7 @@
 
 The first process prints a line `losses: ...`. Words: `sp` (sequence parallel), `interleaved`, `ckpt` (saves every two
 steps and resumes), `moments` (begins with those of the folder), `memory` (form A and activation checkpointing), `docs`
-(documents in the rows), `die` (process 1 ends by SIGKILL at step 1, its time in the file `died`).
+(documents in the rows), `die` (process 1 ends by SIGKILL at step 2, its time in the file `died`).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def main(folder: Path, steps: int, layout: Layout, words: list[str]) -> None:
                 parameter.copy_(values(name, parameter.shape))
 
         def batch_at(step: int) -> Batch:
-            if "die" in words and step == 1 and world.rank == 1:
+            if "die" in words and step == 2 and world.rank == 1:
                 (folder / "died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             batch = {**batches()(step), "source": torch.arange(BATCH) % 3}

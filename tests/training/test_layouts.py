@@ -82,16 +82,20 @@ def test_a_checkpoint_of_one_layout_goes_on_in_another(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_job_within_a_minute(tmp_path: Path) -> None:
+def test_a_process_that_dies_while_saving_ends_the_job_within_a_minute_and_it_resumes(tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     process: Any = subprocess.Popen(
-        [*launcher, "-m", "tests.training.layout_program", str(tmp_path), "200", "1", "2", "1", "die"],
+        [*launcher, "-m", "tests.training.layout_program", str(tmp_path), "200", "1", "2", "1", "die", "ckpt", "async"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     _, errors = process.communicate(timeout=240)
     assert process.returncode != 0
     assert "exitcode  : -9" in errors
     assert time.time() - (tmp_path / "died").stat().st_mtime < 60
+    (unbroken,) = fork(tmp_path / "other", "1x2x1:6")
+    (resumed,) = fork(tmp_path, "1x2x1:6:ckpt,async")
+    assert resumed == unbroken[-len(resumed) :]
+    assert is_whole(tmp_path / "checkpoints" / "step-00000006")
 
 
 CONFIG = LlamaConfig(
