@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from polyloom.methods.silu.lab_result import Study, study_result
 from polyloom.methods.silu.lab_tasks import Metric, Task, Values
 from polyloom.methods.silu.lab_training import MAX_WIDENINGS, Advance, Plan, best_rate, schedule
 from polyloom.models.activations import Activation, Pointwise, resolve_activation
-from polyloom.models.device import torch_generator
+from polyloom.models.device import choose_device, clock, torch_generator
 from polyloom.models.load import load_model, load_tokenizer
 from polyloom.runs.folder import Run
 
@@ -170,11 +169,16 @@ def build_from_model(source: str, data: Path, context: int = 64, batch_size: int
         "test": batches[-held_out:],
     }
 
+    def loss(net: Any, batch: Tensor) -> Any:
+        tokens = batch.to(net.device)
+        return net(input_ids=tokens, labels=tokens).loss
+
     def build(activation: Activation | None, seed: int) -> tuple[nn.Module, Mapping[str, Sequence[Any]], Loss]:
         model = load_model(source)
         if activation is not None:
             swap_activation(model, activation)
-        return model, parts, lambda net, batch: net(input_ids=batch, labels=batch).loss
+        nn.Module.to(model, choose_device())
+        return model, parts, loss
 
     return build
 
@@ -229,9 +233,9 @@ def train_own(
     moments = sorted({round((i + 1) * plan.num_steps / plan.num_evaluations) for i in range(plan.num_evaluations)})
     before = _score(model, data["validation"], loss)
     curves: dict[str, list[float]] = {"validation": [], "test": []}
-    seconds = 0.0
+    seconds, now = 0.0, clock(parameters[0].device)
     for step in range(plan.num_steps):
-        started = time.process_time()
+        started = now()
         optimiser.param_groups[0]["lr"] = rate * schedule(step, plan.num_steps)
         value = loss(model, data["train"][int(order[step])])
         if not isinstance(value, Tensor) or value.dim() or not value.requires_grad:
@@ -239,7 +243,7 @@ def train_own(
         optimiser.zero_grad()
         torch.autograd.backward(value)
         optimiser.step()
-        seconds += time.process_time() - started
+        seconds += now() - started
         if step + 1 in moments:
             for part, curve in curves.items():
                 curve.append(_score(model, data[part], loss))
