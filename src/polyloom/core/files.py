@@ -16,6 +16,7 @@ from typing import Any
 from polyloom.core.errors import UserError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+ENCODING_HINT = "Save it as UTF-8, or name its encoding where the verb has --encoding."
 
 
 @contextmanager
@@ -91,7 +92,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         raise UserError(
             f"byte {data[error.start]:#04x} at offset {error.start} is not {encoding}.",
             where=str(path),
-            hint="Name the file's encoding with --encoding.",
+            hint=ENCODING_HINT,
         ) from error
 
 

@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 import regex
 
 from polyloom.core.errors import UserError, closest
-from polyloom.core.files import read_bytes
+from polyloom.core.files import ENCODING_HINT, read_bytes
 from polyloom.data.world.locale_data import section
 
 Format = Literal["auto", "muse", "dictd", "tei", "wiktextract", "csv", "tsv", "wiktionary"]
@@ -224,7 +224,7 @@ def _text(path: Path, encoding: str) -> str:
         raise UserError(f"unknown encoding {encoding!r}.", where="--encoding", hint="Try utf-8 or latin-1.") from error
     except UnicodeDecodeError as error:
         what = f"byte {data[error.start]:#04x} at offset {error.start} is not {encoding}."
-        raise UserError(what, where=str(path), hint="Name the file's encoding with --encoding.") from error
+        raise UserError(what, where=str(path), hint=ENCODING_HINT) from error
 
 
 def _detect(name: str, text: str) -> str:
