@@ -80,12 +80,15 @@ def test_labels_and_affixes_of_wiktionary_are_left_out(tmp_path: Path) -> None:
 def test_several_files(tmp_path: Path) -> None:
     (tmp_path / "de.txt").write_text("dog Hund\n")
     (tmp_path / "zh.txt").write_text("camp 露營\ncamp 露营\n")
+    (tmp_path / "names.tsv").write_text("dog\tHund\ndog\tKöter\nNew York\tNeu York\n")
     found = open_lexicons([f"de={tmp_path}/de.txt", f"zh={tmp_path}/zh.txt"], scripts=["zh=Hans"])
     assert found["zh"].entries["camp"] == (Translation("露营"),)
     assert open_lexicons([f"de={tmp_path}/de.txt"], reverse=True)["de"].entries["Hund"][0].text == "dog"
+    both = open_lexicons([f"de={tmp_path}/de.txt", f"de={tmp_path}/names.tsv"])["de"].entries
+    assert [(one.text, one.place) for one in both["dog"]] == [("Hund", "line 1"), ("Köter", "names.tsv line 2")]
+    assert both["New York"][0].text == "Neu York"
     for specs, scripts, message in (
         (["x"], [], "names no language"),
-        ([f"de={tmp_path}/de.txt"] * 2, [], "has two dictionaries"),
         ([f"de={tmp_path}/de.txt"], ["fr=Latn"], "fits no dictionary"),
         ([f"de={tmp_path}/no.txt"], [], "cannot be read"),
     ):

@@ -25,11 +25,14 @@ class TransferTrainConfig(Config):
         [], description="LANGUAGE=FILE with target labels for the oracle alone; they choose nothing."
     )
     trees: list[str] = Field([], description="CoNLL-U files as LANGUAGE=FILE, matched to the data by their words.")
-    dictionaries: list[str] = Field([], description="Bilingual dictionaries from the source, as LANGUAGE=FILE.")
+    dictionaries: list[str] = Field(
+        [], description="Dictionaries and gazetteers from the source, as LANGUAGE=FILE; the first named comes first."
+    )
     translations: list[str] = Field(
         [], description="The data in machine translation, as LANGUAGE=FILE, line by line: for the arm translate."
     )
     format: FORMATS = Field("auto", description="What labelled files are written in.")
+    strict: bool = Field(False, description="Refuse faulty trees and tags in place of repairing and counting them.")
     task: Literal["auto", "sentence", "tags", "intent"] = Field(
         "auto", description="sentence or pair classes, tags, or intent with slots; auto: what the labels are."
     )
@@ -77,6 +80,8 @@ class TransferTrainConfig(Config):
         [], description="Words that never change: numbers, urls, placeholders, signs, labels, or an expression."
     )
     scripts: list[str] = Field([], description="LANGUAGE=SCRIPT: keep those translations, such as zh=Hans.")
+    reverse: bool = Field(False, description="Turn the dictionaries round.")
+    phrases: bool = Field(False, description="Make one word of each phrase that a dictionary has, such as New York.")
     sync_pairs: bool = Field(False, description="Switch a word of a pair alike in both sentences.")
     inflect: list[str] = Field(
         [], description="LANGUAGE=FILE: treebanks whose forms translations take, by the features of the source's trees."
@@ -125,6 +130,7 @@ class TransferEvaluateConfig(Config):
     source: str = Field("en", description="The language that the gap is measured from.")
     trees: list[str] = Field([], description="CoNLL-U files as LANGUAGE=FILE.")
     format: FORMATS = Field("auto", description="What the test files are written in.")
+    strict: bool = Field(False, description="Refuse faulty trees and tags in place of repairing and counting them.")
     generalised: bool = Field(False, description="Pair tasks: first sentence in one language, second in another.")
     xtreme: Literal["none", "xnli", "pawsx", "panx", "udpos"] = Field(
         "none", description="Write predictions as this task's folder of an XTREME submission."

@@ -16,7 +16,7 @@ from polyloom.data.dictionaries import (
     Translation,
     read_dictionary,
 )
-from polyloom.data.records import OUTSIDE, UPOS, Range, Sentence, surface
+from polyloom.data.records import OUTSIDE, UPOS, Example, Range, Sentence, surface
 from polyloom.data.world import World, records, supply
 
 Lexicons = Mapping[str, Dictionary]
@@ -101,23 +101,22 @@ def open_lexicons(
     """Read the dictionaries of several target languages.
 
     Args:
-        specs: `language=file`, such as `de=en-de.txt`.
+        specs: `language=file`, such as `de=en-de.txt`; of several files of a language the first comes first.
         scripts: `language=script`: keep the translations in it, such as `zh=Hans`.
         reverse: turn each dictionary round.
         format: of all files.
 
     Raises:
-        UserError: a specification without `=`, a language twice, or a file that cannot be read.
+        UserError: a specification without `=`, or a file that cannot be read.
     """
     found: dict[str, Dictionary] = {}
     for spec in specs:
         language, equals, name = spec.partition("=")
         if not (equals and language and name):
             raise UserError(f"{spec!r} names no language.", where="--dictionaries", hint="Write language=file.")
-        if language in found:
-            raise UserError(f"{language!r} has two dictionaries.", where="--dictionaries", hint="Join the files.")
         opened = read_dictionary(Path(name), format=format, target_language=language)
-        found[language] = opened.inverted() if reverse else opened
+        opened = opened.inverted() if reverse else opened
+        found[language] = joined(found[language], opened, Path(name).name) if language in found else opened
     for spec in scripts:
         language, equals, script = spec.partition("=")
         if not equals or language not in found:
@@ -125,6 +124,16 @@ def open_lexicons(
             raise UserError(f"{spec!r} fits no dictionary.", where="--scripts", hint=hint)
         found[language] = keep_script(found[language], script)
     return found
+
+
+def joined(first: Dictionary, second: Dictionary, name: str) -> Dictionary:
+    """Return the entries of two dictionaries, the first one's translations first; `name` is the second one's file."""
+    entries = dict(first.entries)
+    for head, own in second.entries.items():
+        known = {one.text for one in entries.get(head, ())}
+        new = (replace(one, place=f"{name} {one.place}") for one in own if one.text not in known)
+        entries[head] = (*entries.get(head, ()), *new)
+    return replace(first, entries=entries, num_lines=first.num_lines + second.num_lines, _folded={})
 
 
 def read_weights(specs: Sequence[str], languages: Iterable[str]) -> dict[str, float]:
@@ -180,6 +189,14 @@ def join_phrases(sentence: Sentence, lexicons: Lexicons) -> Sentence:
     skipped = {i for one in ranges for i in range(one.start, one.end)}
     kept = [i for i in range(len(words)) if i in starts or i not in skipped]
     return replace(joined, labels=tuple(sentence.labels[i] for i in kept))
+
+
+def phrased(examples: Iterable[Example], lexicons: Lexicons) -> list[Example]:
+    """Return examples with the phrases of all their sentences joined; see `join_phrases`."""
+    return [
+        replace(one, sentences=tuple(join_phrases(sentence, lexicons) for sentence in one.sentences))
+        for one in examples
+    ]
 
 
 def _one_label(labels: Sequence[str], start: int, end: int) -> bool:

@@ -271,6 +271,17 @@ def verdicts_of(compared: Sequence[Compared], metric: str, num_seeds: int) -> li
     return lines
 
 
+def plain_verdicts(groups: Mapping[str, Sequence[Outcome]], targets: Sequence[str], metric: str) -> list[str]:
+    """Say what there is to say where no two arms can be compared."""
+    if not targets:
+        return ["There is no target test file: models were trained."]
+    return [
+        f"{arm}: {np.mean(target_means(outcomes, targets, metric)):.1f} % {metric} on the mean of {', '.join(targets)}; "
+        "no other arm was run that would say what it adds."
+        for arm, outcomes in groups.items()
+    ]
+
+
 def oracle_table(groups: Mapping[str, Sequence[Outcome]]) -> Table | None:
     """Return, where target dev was given, the chosen epoch's score on it beside the best epoch's."""
     rows: list[list[str | float | int | bool | None]] = []

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polyloom.core.errors import UserError, closest
@@ -48,6 +48,7 @@ class Pieces(Protocol):
     """What turns a word into the ids of its pieces."""
 
     layout: Layout
+    num_positions: int | None
 
     def __call__(self, word: str) -> tuple[int, ...]:
         """Return at least one id."""
@@ -61,6 +62,7 @@ class TokenizerPieces:
         """Find out how the tokenizer marks the beginning of a word and what it puts around texts."""
         self.tokenizer = tokenizer
         self.layout = _layout(tokenizer, model)
+        self.num_positions = num_positions(model)
         alone, behind = self._encode("a"), self._encode(" a")
         self._prefix = " " if len(alone) == len(behind) and alone != behind else ""
         self._known: dict[str, tuple[int, ...]] = {}
@@ -75,6 +77,16 @@ class TokenizerPieces:
     def _encode(self, text: str) -> tuple[int, ...]:
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
         return tuple(ids)
+
+
+def num_positions(model: PreTrainedModel) -> int | None:
+    """Return how many positions an encoder has; None where they are not bounded. RoBERTa's begin behind its pad."""
+    tables = [part for name, part in model.named_modules() if name.endswith("position_embeddings")]
+    learned = next((part for part in tables if isinstance(part, nn.Embedding)), None)
+    if learned is None:
+        limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        return limit
+    return learned.num_embeddings - (0 if learned.padding_idx is None else learned.padding_idx + 1)
 
 
 def _layout(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Layout:
@@ -102,6 +114,7 @@ class WordPieces:
     """Whole words as pieces, lower-cased; a translation of several words has several."""
 
     layout = Layout(cls=1, sep=2, pad=0, unknown=3)
+    num_positions = None
 
     def __init__(self, words: Iterable[str]) -> None:
         """Number the words in their order; 0 to 3 are the special tokens."""
@@ -145,12 +158,12 @@ class Sequencer:
 
         Args:
             pieces: of the encoder.
-            max_length: positions of a sequence with its special tokens.
+            max_length: positions of a sequence with its special tokens; an encoder may have fewer.
             targets: names of classes and tags.
             heads: where the graph's trees come from; None leaves the graph out.
         """
         self.pieces = pieces
-        self.max_length = max_length
+        self.max_length = min(max_length, pieces.num_positions or max_length)
         self.targets = targets
         self.heads = heads
         self.cut: set[str] = set()

@@ -24,9 +24,9 @@ from polyloom.methods.transfer.inflection import Inflector, read_inflector
 from polyloom.methods.transfer.lexicon import (
     Hits,
     count_hits,
-    join_phrases,
     lexicon_notices,
     open_lexicons,
+    phrased,
     read_weights,
     world_lexicon,
 )
@@ -48,10 +48,7 @@ def run_switch(config: SwitchConfig, run: Run) -> Result:
     examples, notices = _examples(config)
     lexicons = _lexicons(config)
     if config.phrases:
-        examples = [
-            replace(one, sentences=tuple(join_phrases(sentence, lexicons) for sentence in one.sentences))
-            for one in examples
-        ]
+        examples = phrased(examples, lexicons)
     hits = [count_hits(code, one, (s.words for e in examples for s in e.sentences)) for code, one in lexicons.items()]
     aids = _aids(config)
     epochs: list[list[Switched]] = []
