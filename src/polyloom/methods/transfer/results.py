@@ -276,7 +276,7 @@ def plain_verdicts(groups: Mapping[str, Sequence[Outcome]], targets: Sequence[st
     if not targets:
         return ["There is no target test file: models were trained."]
     return [
-        f"{arm}: {np.mean(target_means(outcomes, targets, metric)):.1f} % {metric} on the mean of {', '.join(targets)}; "
+        f"{arm}: {np.mean(target_means(outcomes, targets, metric)):.1f} % {metric} on {', '.join(targets)}; "
         "no other arm was run that would say what it adds."
         for arm, outcomes in groups.items()
     ]
