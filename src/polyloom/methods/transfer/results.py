@@ -87,6 +87,17 @@ def target_means(outcomes: Sequence[Outcome], targets: Sequence[str], metric: st
     return [float(np.mean([one.value(code, metric) for code in targets])) for one in outcomes]
 
 
+def gain_over_sentences(
+    first: Sequence[Outcome], second: Sequence[Outcome], targets: Sequence[str], metric: str, seed: int
+) -> Interval:
+    """Return the points of one arm over another on the mean of languages, with the interval over sentences."""
+    counts = [
+        ([one.counts[code][metric] for one in first], [one.counts[code][metric] for one in second]) for code in targets
+    ]
+    gain = bootstrap_difference(counts, seed=seed)
+    return Interval(100 * gain.value, 100 * gain.low, 100 * gain.high)
+
+
 def compare_arms(
     groups: Mapping[str, Sequence[Outcome]], targets: Sequence[str], metric: str, margin: float, seed: int
 ) -> list[Compared]:
@@ -112,15 +123,10 @@ def compare_arms(
             for a, b in pairs
         ]
         seeds = list(correct_family(found)) if found else []
-    result = []
-    for (a, b), over_seeds in zip(pairs, seeds, strict=True):
-        counts = [
-            ([one.counts[code][metric] for one in groups[a]], [one.counts[code][metric] for one in groups[b]])
-            for code in targets
-        ]
-        over = bootstrap_difference(counts, seed=seed)
-        result.append(Compared(a, b, Interval(100 * over.value, 100 * over.low, 100 * over.high), over_seeds))
-    return result
+    return [
+        Compared(a, b, gain_over_sentences(groups[a], groups[b], targets, metric, seed), over_seeds)
+        for (a, b), over_seeds in zip(pairs, seeds, strict=True)
+    ]
 
 
 def scalars_of(
@@ -165,13 +171,8 @@ def _against_base(
 ) -> dict[str, Scalar]:
     found = {}
     if targets:
-        counts = [
-            ([one.counts[code][metric] for one in outcomes], [one.counts[code][metric] for one in base])
-            for code in targets
-        ]
-        gain = bootstrap_difference(counts, seed=seed)
-        over = Interval(100 * gain.value, 100 * gain.low, 100 * gain.high)
-        found[f"{name}_gain_{slug(metric)}"] = as_scalar(over, "points")
+        gain = gain_over_sentences(outcomes, base, targets, metric, seed)
+        found[f"{name}_gain_{slug(metric)}"] = as_scalar(gain, "points")
     if source in languages:
         losses = [b.value(source, metric) - a.value(source, metric) for a, b in zip(outcomes, base, strict=True)]
         found[f"{name}_source_loss_{slug(metric)}"] = as_scalar(interval(losses), "points")

@@ -28,6 +28,7 @@ from polyloom.methods.transfer.data import (
     with_trees,
 )
 from polyloom.methods.transfer.diagnosis import attention_mass, attention_table, dictionary_report, tree_check
+from polyloom.methods.transfer.kinship import language_report
 from polyloom.methods.transfer.models import Loaded, Predictions, load_transfer, predict
 from polyloom.methods.transfer.protocol import measure, metric_names, run_protocol, unknown_labels
 from polyloom.methods.transfer.results import (
@@ -101,12 +102,14 @@ def compare(
         columns=["notice"], rows=[[one] for one in data.notices], title="What was found in the data"
     )
     lexical = dictionary_report(groups, data, metrics[0])
-    tables |= lexical.tables
+    by_language, language_scalars = language_report(groups, data, metrics[0], config.seed)
+    tables |= lexical.tables | by_language
     num_cut = max(one.num_cut for one in outcomes)
     scalars = scalars_of(groups, data.source, languages, metrics, config.seed) if languages else {}
     return run.result(
         scalars=scalars
         | lexical.scalars
+        | language_scalars
         | dict(extra_scalars or {})
         | {"num_cut_sequences": Scalar(value=num_cut), "num_seeds": Scalar(value=config.num_seeds)},
         tables=tables,
