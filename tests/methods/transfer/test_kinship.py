@@ -93,7 +93,9 @@ def test_gains_are_grouped_by_kinship_and_script() -> None:
     assert scalars["lex_gain_same_script_span_f1"].value == pytest.approx((60 + 40 + 30) / 3)
     assert scalars["lex_gain_other_script_span_f1"].value == pytest.approx(10)
     low, high = scalars["lex_gain_same_branch_span_f1"].low, scalars["lex_gain_same_branch_span_f1"].high
-    assert low is not None and high is not None and low < 50 < high
+    assert low is not None
+    assert high is not None
+    assert low < 50 < high
     # The farther the order, the smaller the gain.
     assert scalars["lex_gain_word_order_rank_correlation"].value == pytest.approx(-1)
     assert ["same branch", "de, sv", "lex"] in [row[:3] for row in tables["language_groups"].rows]

@@ -52,6 +52,13 @@ class SwitchConfig(Config):
         [], description="Text of the target languages, for --choose freq. [default: the order of --model's vocabulary]"
     )
     model: str | None = Field(None, description="Hugging Face encoder for --choose sense (its embeddings) and freq.")
+    shots: int = Field(
+        0, ge=0, description="Write few-shot prompts of as many examples, switched into the question's language."
+    )
+    queries: list[str] = Field([], description="LANGUAGE=FILE: questions of the prompts. [default: the world's]")
+    decoder: str | None = Field(
+        None, description="Causal language model that answers them, where they ask for classes."
+    )
     num_epochs: int = Field(1, ge=1, description="Passes to export; dynamic switching differs in each.")
     num_workers: int = Field(1, ge=1, description="Processes; the data are the same for any number.")
     check_workers: list[int] = Field([], description="Switch with these numbers of processes, too, and compare.")

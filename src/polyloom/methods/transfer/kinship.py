@@ -98,7 +98,7 @@ class Order(NamedTuple):
 
 
 def order_of(examples: Iterable[Example]) -> Order:
-    """Count for every relation but punctuation how many dependants stand before their heads; trees without count not."""
+    """Count for every relation but punctuation how many dependants stand before their heads."""
     before: Counter[str] = Counter()
     number: Counter[str] = Counter()
     for example in examples:
@@ -150,23 +150,25 @@ def language_report(
     def gain(arm: str, of: Sequence[str]) -> Interval:
         return gain_over_sentences(groups[arm], groups["base"], of, metric, seed)
 
+    alone = {(arm, code): gain(arm, [code]).value for arm in arms for code in codes}
     own_script, own_order = script_of(data.train), order_of(data.train)
     rows: list[Cells] = []
+    distances: dict[str, float | None] = {}
     members: dict[str, list[str]] = {}
     for code in codes:
         kin, script = kinship(data.source, code), script_of(data.tests[code])
         for name in (kin, f"{'same' if script == own_script else 'other'} script"):
             members.setdefault(name, []).append(code)
-        distance = order_distance(own_order, order_of(data.tests[code]))
-        rows.append([code, *family_of(code), kin, script, distance, *(gain(arm, [code]).value for arm in arms)])
+        distances[code] = order_distance(own_order, order_of(data.tests[code]))
+        rows.append([code, *family_of(code), kin, script, distances[code], *(alone[arm, code] for arm in arms)])
     gains = {(name, arm): gain(arm, own) for name, own in members.items() for arm in arms}
     scalars = {
         f"{slug(arm)}_gain_{slug(name)}_{slug(metric)}": as_scalar(g, "points") for (name, arm), g in gains.items()
     }
-    far = [row for row in rows if row[5] is not None]
+    far = {code: distance for code in codes if (distance := distances[code]) is not None}
     if len(far) >= LEAST_LANGUAGES:
-        for place, arm in enumerate(arms, start=6):
-            rank, _ = spearman([row[5] for row in far], [row[place] for row in far])
+        for arm in arms:
+            rank, _ = spearman(list(far.values()), [alone[arm, code] for code in far])
             scalars[f"{slug(arm)}_gain_word_order_rank_correlation"] = Scalar(value=None if np.isnan(rank) else rank)
     columns = ["language", "family", "branch", f"to {data.source}", "script", "word-order distance", *arms]
     group_rows: list[Cells] = [

@@ -114,7 +114,7 @@ class WordPieces:
     """Whole words as pieces, lower-cased; a translation of several words has several."""
 
     layout = Layout(cls=1, sep=2, pad=0, unknown=3)
-    num_positions = None
+    num_positions: int | None = None
 
     def __init__(self, words: Iterable[str]) -> None:
         """Number the words in their order; 0 to 3 are the special tokens."""

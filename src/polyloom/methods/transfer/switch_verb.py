@@ -30,6 +30,7 @@ from polyloom.methods.transfer.lexicon import (
     read_weights,
     world_lexicon,
 )
+from polyloom.methods.transfer.prompts import prompt_report
 from polyloom.methods.transfer.switching import Aids, SwitchCounts, Switched, SwitchPlan, count_switches, switch_all
 from polyloom.metrics.statistics import wilson_interval
 from polyloom.runs.folder import Run
@@ -65,7 +66,8 @@ def run_switch(config: SwitchConfig, run: Run) -> Result:
     write_text(run.artifact("switched.jsonl"), exported)
     write_text(run.artifact("replacements.tsv"), _log(epochs))
     counts = count_switches(examples, epochs[0], plan, lexicons)
-    scalars = _switch_scalars(counts, exported)
+    prompt_scalars, prompts, answers = prompt_report(config, run, examples, plan, lexicons, aids)
+    scalars = _switch_scalars(counts, exported) | prompt_scalars
     if config.check_workers:
         scalars["equal_at_any_worker_count"] = Scalar(value=equal)
     return run.result(
@@ -85,11 +87,13 @@ def run_switch(config: SwitchConfig, run: Run) -> Result:
                 media_type="text/tab-separated-values",
                 description="every word that was replaced",
             ),
-        },
+        }
+        | prompts,
         verdicts=[
             f"{counts.replaced} of {counts.words} words were replaced ({counts.realised_rate:.1%} at rate "
             f"{config.rate:g}); {counts.out_of_dictionary_share:.1%} of those that may be are in no dictionary.",
             *lexicon_notices(hits),
+            *answers,
             *([] if equal else ["The data differ between numbers of processes: please report this."]),
         ],
         limitations=[
