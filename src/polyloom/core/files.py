@@ -83,7 +83,15 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
     Raises:
         UserError: unreadable, an unknown encoding, or a byte that is not in it (the offset is named).
     """
-    data = read_bytes(path)
+    return decode(read_bytes(path), path, encoding)
+
+
+def decode(data: bytes, path: Path, encoding: str = "utf-8") -> str:
+    """Decode what a file held; a byte-order mark is dropped.
+
+    Raises:
+        UserError: an unknown encoding, or a byte that is not in it (the offset is named).
+    """
     try:
         return data.decode(encoding).removeprefix("\ufeff")
     except LookupError as error:
