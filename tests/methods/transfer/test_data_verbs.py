@@ -284,6 +284,11 @@ def test_a_dictionary_is_read_turned_round_and_looked_up(cli: Cli, tmp_path: Pat
     (tmp_path / "text.txt").write_text("The dog and the big cat.")
     result = answered(cli, "dictionary", "--dictionary", muse, "--text", tmp_path / "text.txt")
     assert value(result, "num_entries") == 5
+    (tmp_path / "es.txt").write_text("potato {n} (x) :: papa [Latin America], patata [Spain]\n")
+    regional = answered(cli, "dictionary", "--dictionary", tmp_path / "es.txt", "--prefer", "spain")
+    assert regional["tables"]["labels"]["rows"] == [["Latin America", 1], ["Spain", 1]]
+    (kept,) = read_dictionary(artifact(tmp_path, "dictionary.tsv")).entries["potato"]
+    assert (kept.text, kept.labels) == ("patata", ("Spain",))
     assert value(result, "hit_rate") == pytest.approx(4 / 6)
     turned = answered(cli, "dictionary", "--dictionary", muse, "--reverse", "--text", tmp_path / "text.txt")
     assert any("--reverse" in one for one in turned["verdicts"])

@@ -131,6 +131,24 @@ def test_phrases_become_one_node_and_cut_no_span() -> None:
     assert join_phrases(Sentence(("a",)), lexicons) == Sentence(("a",))
 
 
+def test_registers_and_regions_are_left_out_or_preferred(tmp_path: Path) -> None:
+    lines = ("potato {n} (x) :: papa [Latin America], patata [Spain]", "car {n} (x) :: coche, nave [slang]")
+    text = "\n".join((*lines, "bus {n} (x) :: guagua [slang]\n"))
+    (tmp_path / "es.txt").write_text(text)
+    spec = f"es={tmp_path / 'es.txt'}"
+
+    def heads(**options: list[str]) -> dict[str, list[str]]:
+        found = open_lexicons([spec], **options)["es"].entries
+        return {head: [one.text for one in own] for head, own in found.items()}
+
+    assert heads(avoid=["SLANG"]) == {"potato": ["papa", "patata"], "car": ["coche"]}
+    assert heads(prefer=["america"]) == {"potato": ["papa"], "car": ["coche", "nave"], "bus": ["guagua"]}
+    assert heads(prefer=["es=spain", "de=x"], avoid=["slang"]) == {"potato": ["patata"], "car": ["coche"]}
+    for option in ("avoid", "prefer"):
+        with pytest.raises(UserError, match=rf"--{option}: no translation is labelled 'dated'. Most common: slang, "):
+            heads(**{option: ["dated"]})
+
+
 def test_the_world_has_a_dictionary() -> None:
     found = world_lexicon(World(["en", "de"], seed=0), "en", "de")
     assert found.lookup("Monday")[0].text == "Montag"

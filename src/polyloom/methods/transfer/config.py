@@ -81,6 +81,12 @@ class TransferTrainConfig(Config):
     )
     scripts: list[str] = Field([], description="LANGUAGE=SCRIPT: keep those translations, such as zh=Hans.")
     reverse: bool = Field(False, description="Turn the dictionaries round.")
+    avoid: list[str] = Field(
+        [], description="Register or region of translations to leave out: LABEL or LANGUAGE=LABEL, such as dated."
+    )
+    prefer: list[str] = Field(
+        [], description="Register or region of translations to take alone where there are some, such as es=Mexico."
+    )
     phrases: bool = Field(False, description="Make one word of each phrase that a dictionary has, such as New York.")
     sync_pairs: bool = Field(False, description="Switch a word of a pair alike in both sentences.")
     inflect: list[str] = Field(

@@ -237,7 +237,13 @@ def with_trees(examples: Sequence[Example], index: Index) -> tuple[list[Example]
 def _add_lexicons(data: Data, config: TransferTrainConfig) -> None:
     if not config.dictionaries:
         return
-    data.lexicons = open_lexicons(config.dictionaries, scripts=config.scripts, reverse=config.reverse)
+    data.lexicons = open_lexicons(
+        config.dictionaries,
+        scripts=config.scripts,
+        reverse=config.reverse,
+        avoid=config.avoid,
+        prefer=config.prefer,
+    )
     if config.phrases:
         data.train = phrased(data.train, data.lexicons)
     read_weights(config.weights, data.lexicons)

@@ -24,6 +24,12 @@ class SwitchConfig(Config):
     dictionary_format: Format = Field("auto", description="What the dictionaries are written in.")
     scripts: list[str] = Field([], description="LANGUAGE=SCRIPT: keep those translations, such as zh=Hans.")
     reverse: bool = Field(False, description="Turn the dictionaries round.")
+    avoid: list[str] = Field(
+        [], description="Register or region of translations to leave out: LABEL or LANGUAGE=LABEL, such as dated."
+    )
+    prefer: list[str] = Field(
+        [], description="Register or region of translations to take alone where there are some, such as es=Mexico."
+    )
     rate: float = Field(0.5, ge=0, le=1, description="Share of the words that are drawn.")
     mode: Literal["count", "cosda", "paper"] = Field(
         "count",
@@ -93,6 +99,10 @@ class TransferDictionaryConfig(Config):
     dictionary_format: Format = Field("auto", description="What it is written in.")
     reverse: bool = Field(False, description="Turn it round.")
     script: str | None = Field(None, description="Keep translations in this script, such as Latn, Hans or Hant.")
+    avoid: list[str] = Field([], description="Register or region of translations to leave out, such as dated.")
+    prefer: list[str] = Field(
+        [], description="Register or region of translations to take alone where there are some, such as Mexico."
+    )
     source_text: Path | None = Field(
         None, description="Parallel text: source lines, or both languages with ' ||| ' or TAB. [default: the world's]"
     )

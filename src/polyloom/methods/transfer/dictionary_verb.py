@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from polyloom.methods.transfer.induction import (
 )
 from polyloom.methods.transfer.lexicon import (
     count_hits,
+    keep_labels,
     keep_script,
     lexicon_notices,
     world_lexicon,
@@ -62,6 +64,8 @@ def run_dictionary(config: TransferDictionaryConfig, run: Run) -> Result:
     seconds = time.process_time() - started
     found = found.inverted() if config.reverse else found
     found = keep_script(found, config.script) if config.script else found
+    tables = _label_table(found)
+    found = keep_labels(found, config.avoid, config.prefer) if config.avoid or config.prefer else found
     write_text(run.artifact("dictionary.tsv"), tsv(found))
     scalars = {
         "num_entries": Scalar(value=len(found.entries)),
@@ -70,7 +74,7 @@ def run_dictionary(config: TransferDictionaryConfig, run: Run) -> Result:
         "cpu_seconds": Scalar(value=seconds, unit="s"),
     }
     verdicts = [f"{len(found.entries)} headwords ({found.format}) are in artifacts/dictionary.tsv."]
-    tables = {"entries": _entries_table(found)}
+    tables["entries"] = _entries_table(found)
     if num_pairs:
         scalars["num_pairs"] = Scalar(value=num_pairs)
     for part in (_score_held_out(found, held_out, config), _score_reference(found, config), _score_text(found, config)):
@@ -175,6 +179,14 @@ def _score_text(found: Dictionary, config: TransferDictionaryConfig) -> _Part:
     scalars = {"hit_rate": Scalar(value=hits.rate), "reversed_hit_rate": Scalar(value=hits.reversed_rate)}
     text = f"{hits.rate:.1%} of {hits.num_words} words are headwords."
     return scalars, {}, [text, *lexicon_notices([hits])]
+
+
+def _label_table(found: Dictionary) -> dict[str, Table]:
+    """Return the registers and regions that `--avoid` and `--prefer` may name, the most frequent first."""
+    known = Counter(label for own in found.entries.values() for one in own for label in one.labels)
+    rows: list[list[Any]] = [[label, number] for label, number in known.most_common(MAX_ROWS)]
+    title = "Registers and regions of the translations"
+    return {"labels": Table(columns=["label", "translations"], rows=rows, title=title)} if rows else {}
 
 
 def _entries_table(found: Dictionary) -> Table:

@@ -151,7 +151,12 @@ def _with_trees(examples: Sequence[Example], path: Path) -> tuple[list[Example],
 def _lexicons(config: SwitchConfig) -> dict[str, Dictionary]:
     if config.dictionaries:
         return open_lexicons(
-            config.dictionaries, scripts=config.scripts, reverse=config.reverse, format=config.dictionary_format
+            config.dictionaries,
+            scripts=config.scripts,
+            reverse=config.reverse,
+            format=config.dictionary_format,
+            avoid=config.avoid,
+            prefer=config.prefer,
         )
     targets = [code for code in WORLD_TARGETS if code != config.language]
     world = World([config.language, *targets], seed=config.seed)
