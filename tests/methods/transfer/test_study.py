@@ -599,6 +599,17 @@ def test_a_reversed_dictionary_is_named_turned_round_and_joined_with_a_gazetteer
     assert not any("runs the other way" in row[0] for row in turned["tables"]["notices"]["rows"])
 
 
+def test_a_model_with_a_crf_is_trained_saved_and_scored_alike(cli: Cli, files: dict[str, Path], tmp_path: Path):
+    words = ["--data", files["en"], "--test", f"en={files['en']}", "--test", f"de={files['de']}", "--arms", "base"]
+    trained = cli("transfer", "train", *words, "--crf", *words_of(SMALL | {"save": "first"}), "--run", "t", "--json")
+    assert trained.exit_code == 0, trained.stderr
+    value = json.loads(trained.stdout)["scalars"]["base_en_span_f1"]["value"]
+    assert value > 90
+    model = tmp_path / "runs" / "t" / "artifacts" / "base-seed0"
+    judged = json.loads(cli("transfer", "evaluate", "--model", model, "--test", f"en={files['en']}", "--json").stdout)
+    assert judged["scalars"]["en_span_f1"]["value"] == pytest.approx(value)
+
+
 def test_phrases_are_one_word_of_the_training_data(files: dict[str, Path], tmp_path: Path):
     (tmp_path / "names.tsv").write_text("the red\tdas rote\n")
     named = [f"de={files['dictionary']}", f"de={tmp_path / 'names.tsv'}"]

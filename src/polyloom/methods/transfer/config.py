@@ -92,6 +92,7 @@ class TransferTrainConfig(Config):
     inflect: list[str] = Field(
         [], description="LANGUAGE=FILE: treebanks whose forms translations take, by the features of the source's trees."
     )
+    crf: bool = Field(False, description="Score and decode tags as a chain (a linear-chain CRF).")
     consistency: float = Field(0.0, ge=0, description="Weight of the symmetric KL of a text and its switched form.")
 
     mixup: float = Field(0.5, ge=0, le=1, description="xmixup: share of the translation in the mixed states.")

@@ -118,6 +118,7 @@ def build_arm(arm: Arm, materials: Materials, config: TransferTrainConfig, seed:
         syntax=syntax,
         adapter_width=config.adapter_width,
         languages=list(materials.languages),
+        crf=config.crf,
         dropout=config.dropout,
         seed=seed,
     )
