@@ -8,13 +8,14 @@ import regex
 
 _BRACKETS = regex.compile(r"\[([^\]]*)\](?!\w)")
 _MARK = regex.compile(r"\0(\d+)\0")
+_CUT, _PART = regex.compile(r"[,;、]"), regex.compile(r"[,;]")
 _NOTES = regex.compile(r"/[^/]*/|\{[^}]*\}|<[^>]*>|\[[^\]]*\](?!\w)|\((?:[^()]|\([^()]*\))*\)")
 
 
 def split_senses(text: str) -> list[str]:
     """Split `a {n} /reading/, b` into its translations, without notes, genders and readings."""
     plain = _NOTES.sub(" ", text)
-    return [word for part in regex.split(r"[,;、]", plain) if (word := " ".join(part.split()).strip(" .:"))]
+    return [word for part in _CUT.split(plain) if (word := " ".join(part.split()).strip(" .:"))]
 
 
 def labelled_senses(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -28,14 +29,14 @@ def labelled_senses(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         brackets.append(match[1])
         return f" \0{len(brackets) - 1}\0 "
 
-    for piece in split_senses(_BRACKETS.sub(keep, text)):
-        before, _, word = _MARK.sub(" ", piece).rpartition(":")
+    for piece in split_senses(_BRACKETS.sub(keep, text) if "[" in text else text):
+        found = [brackets[int(number)] for number in _MARK.findall(piece)] if brackets else []
+        before, _, word = (_MARK.sub(" ", piece) if found else piece).rpartition(":")
         plain = " ".join(word.split())
         if plain and not (plain.startswith("-") or plain.endswith("-")):
-            found = [brackets[int(number)] for number in _MARK.findall(piece)]
-            yield plain, labels_of(",".join([*found, before]))
+            yield plain, labels_of(",".join([*found, before])) if found or before else ()
 
 
 def labels_of(note: str) -> tuple[str, ...]:
     """Return the labels of a note such as `Austria, rare`, without numbers of senses and signs."""
-    return tuple(one for part in regex.split("[,;]", note) if any(map(str.isalpha, one := part.strip())))
+    return tuple(one for part in _PART.split(note) if any(map(str.isalpha, one := part.strip())))

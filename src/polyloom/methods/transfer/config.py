@@ -39,8 +39,8 @@ class TransferTrainConfig(Config):
     arms: list[str] = Field(
         ["base", "lex", "syn", "lexsyn"],
         min_length=1,
-        description="base, lex, syn, lexsyn and the controls lex-static, lex-all, syn-upos, syn-tree, syn-random, "
-        "syn-chain, lexsyn-random, translate, xmixup.",
+        description="base, lex, syn, lexsyn and the controls lex-static, lex-all, lex-mix, syn-upos, syn-tree, "
+        "syn-random, syn-chain, lexsyn-random, translate, xmixup.",
     )
     num_seeds: int = Field(3, ge=1, description="Seeds of every arm.")
 
@@ -95,7 +95,9 @@ class TransferTrainConfig(Config):
     crf: bool = Field(False, description="Score and decode tags as a chain (a linear-chain CRF).")
     consistency: float = Field(0.0, ge=0, description="Weight of the symmetric KL of a text and its switched form.")
 
-    mixup: float = Field(0.5, ge=0, le=1, description="xmixup: share of the translation in the mixed states.")
+    mixup: float = Field(
+        0.5, ge=0, le=1, description="Share of the translation in mixed states (xmixup) and word vectors (lex-mix)."
+    )
 
     graph_layers: int = Field(4, ge=1, description="L: layers of graph attention.")
     graph_heads: int = Field(4, ge=1, description="H: heads of graph attention.")

@@ -20,6 +20,7 @@ from polyloom.data.records import OUTSIDE, Example
 from polyloom.methods.transfer.adapters import Adapters
 from polyloom.methods.transfer.adaptor import SyntaxAdaptor, word_embeddings
 from polyloom.methods.transfer.crf import LinearChain
+from polyloom.methods.transfer.mixing import Mixer
 from polyloom.methods.transfer.sequences import (
     IGNORED,
     NUM_DEPRELS,
@@ -155,12 +156,21 @@ class TransferModel(nn.Module):
             self.chain = LinearChain(len(targets.tags)) if crf else None
             torch.manual_seed(derive_seed(seed, "adaptor"))
             self.adaptor = _adaptor(encoder, syntax) if syntax else None
+        self.mixer: Mixer | None = None
         self.adapters = _adapters(encoder, adapter_width, languages, seed) if adapter_width else None
         self.dropout = nn.Dropout(dropout)
+
+    def mix(self, share: float) -> None:
+        """Mix the vectors of words with those of the translations that a batch names in `mixed`."""
+        encoder = self.encoder
+        embeddings = encoder.embedding if isinstance(encoder, WordEncoder) else word_embeddings(encoder)
+        self.mixer = Mixer(embeddings, share)
 
     def forward(self, batch: Batch) -> Outputs:
         """Run a batch of `Sequencer.batch`."""
         structure = None
+        if self.mixer is not None:
+            self.mixer.translations = batch.get("mixed")
         if self.adaptor is not None and isinstance(self.encoder, PreTrainedModel):
             embeddings = word_embeddings(self.encoder)(batch["input_ids"])
             g = self.adaptor.prepare(embeddings, batch)

@@ -14,17 +14,19 @@ from polyloom.methods.transfer.protocol import Outcome
 from polyloom.metrics.statistics import Comparison, Interval, compare_paired, correct_family, t_interval
 from polyloom.metrics.tagging import bootstrap_difference
 
-# Which differences say what a part adds; a pair is reported where both of its arms were run.
+# Which differences say what a part adds, the whole first; a pair is reported where both of its arms were run.
 PAIRS = (
+    ("lexsyn", "base"),
     ("lex", "base"),
     ("syn", "base"),
-    ("lexsyn", "base"),
     ("lexsyn", "lex"),
     ("lexsyn", "syn"),
     ("lex", "lex-static"),
     ("lex", "lex-all"),
+    ("lex", "lex-mix"),
     ("lex-static", "base"),
     ("lex-all", "base"),
+    ("lex-mix", "base"),
     ("syn", "syn-random"),
     ("syn", "syn-chain"),
     ("syn", "syn-upos"),
@@ -156,7 +158,9 @@ def scalars_of(
     num_seeds = len(next(iter(groups.values())))
     total = sum(one.cpu_seconds for outcomes in groups.values() for one in outcomes)
     found["cpu_seconds_per_seed"] = Scalar(value=total / num_seeds, unit="s")
-    return found
+    # Readers see the first few: what the arms add, then their means, then all else.
+    order = {name: ("_gain_" not in name, "_target_" not in name) for name in found}
+    return {name: found[name] for name in sorted(found, key=lambda name: order[name])}
 
 
 def _against_base(
@@ -242,7 +246,7 @@ def language_series(
     found = {}
     for arm, outcomes in groups.items():
         values = [interval([one.value(code, metric) for one in outcomes]) for code in languages]
-        found[f"{arm} by language"] = Series(
+        found[arm] = Series(
             x=list(range(len(languages))),
             y=[one.value for one in values],
             low=[one.low for one in values],

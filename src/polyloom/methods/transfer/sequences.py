@@ -20,6 +20,7 @@ from polyloom.data.treebanks import universal
 from polyloom.methods.transfer.method import PAD_DISTANCE, sequence_heads, tree_distances
 
 IGNORED = -100
+ABSENT = -1
 _SPECIAL = ("[CLS]", "[SEP]", "[UNK]")
 UPOS_IDS = {name: number for number, name in enumerate((*UPOS, *_SPECIAL), start=1)}
 RELATIONS = (
@@ -208,13 +209,36 @@ class Sequencer:
             raise UserError(what, where=example.sentences[0].source, hint=closest(example.label, self._label_ids))
         return self._label_ids[example.label]
 
-    def _row(self, example: Example) -> _Row:
-        """Lay one example out; what is beyond `max_length` is cut, longest sentence first, from its end."""
+    def mixed(self, examples: Sequence[Example], switched: Sequence[Example]) -> Tensor:
+        """Return for each position of a batch the pieces of its word's translation, [batch, n, k], -1 for none.
+
+        Args:
+            examples: as they are, and as `batch` lays them out.
+            switched: the same with some words replaced.
+        """
+        rows: list[list[tuple[int, ...]]] = []
+        for one, other in zip(examples, switched, strict=True):
+            pieces, separators, _, kept = self._sizes(one)
+            row: list[tuple[int, ...]] = [()]
+            for number, (before, after) in enumerate(zip(one.sentences, other.sentences, strict=True)):
+                words = zip(before.words, after.words, pieces[number], strict=False)
+                own = [self.pieces(new) if new != old else () for old, new, parts in words for _ in parts]
+                row += [*own[: kept[number]], *[()] * separators[number]]
+            rows.append(row)
+        return _stack_cubes(rows)
+
+    def _sizes(self, example: Example) -> tuple[list[list[tuple[int, ...]]], list[int], list[int], list[int]]:
+        """Return each sentence's pieces by word, the separators behind it, and how many pieces it has and keeps."""
         layout = self.pieces.layout
         pieces = [[self.pieces(word) for word in one.words] or [(layout.unknown,)] for one in example.sentences]
         separators = [layout.between, 1][-len(pieces) :]
         sizes = [sum(map(len, one)) for one in pieces]
-        kept = _cut(sizes, self.max_length - 1 - sum(separators))
+        return pieces, separators, sizes, _cut(sizes, self.max_length - 1 - sum(separators))
+
+    def _row(self, example: Example) -> _Row:
+        """Lay one example out; what is beyond `max_length` is cut, longest sentence first, from its end."""
+        layout = self.pieces.layout
+        pieces, separators, sizes, kept = self._sizes(example)
         if kept != sizes:
             self.cut.add(example.id)
         ids, segments, base, is_separator = [layout.cls], [0], [0], [0]
@@ -333,6 +357,15 @@ def _stack_squares(rows: Sequence[Int16s]) -> Tensor:
     result = np.full((len(rows), size, size), PAD_DISTANCE, dtype=np.int32)
     for number, row in enumerate(rows):
         result[number, : len(row), : len(row)] = row
+    return torch.from_numpy(result)
+
+
+def _stack_cubes(rows: Sequence[Sequence[tuple[int, ...]]]) -> Tensor:
+    deepest = max((len(found) for row in rows for found in row), default=0)
+    result = np.full((len(rows), max(map(len, rows)), max(1, deepest)), ABSENT, dtype=np.int64)
+    for number, row in enumerate(rows):
+        for place, found in enumerate(row):
+            result[number, place, : len(found)] = found
     return torch.from_numpy(result)
 
 
