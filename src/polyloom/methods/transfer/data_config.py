@@ -114,12 +114,19 @@ class TransferDictionaryConfig(Config):
     method: Literal["ibm1", "argmax", "itermax"] = Field(
         "ibm1", description="ibm1: from counts alone; argmax, itermax: alignments by --model's similarities."
     )
+    source_vectors: Path | None = Field(
+        None, description="Word vectors in text (fastText's .vec) to induce from by CSLS, in place of parallel text."
+    )
+    target_vectors: Path | None = Field(None, description="Those of the target language, in the same space.")
+    num_words: int = Field(20_000, ge=1, description="Words of either file, the most frequent.")
     model: str | None = Field(None, description="Hugging Face encoder for argmax and itermax.")
     layer: int = Field(-1, description="Its hidden state; -1 is the last.")
     iterations: int = Field(4, ge=1, description="Passes of expectation maximisation.")
     tension: float = Field(4.0, ge=0, description="Preference for the diagonal; 0 is IBM model 1 as published.")
     smoothing: float = Field(1.0, ge=0, description="Links added to each word's total.")
-    threshold: float = Field(0.25, ge=0, lt=1, description="Least product of both directions' probabilities.")
+    threshold: float = Field(
+        0.25, ge=0, lt=1, description="Least product of both directions' probabilities, or least cosine of vectors."
+    )
     min_count: int = Field(3, ge=1, description="Least number of sightings of either word.")
     mutual: bool = Field(True, description="Keep a pair only if each is the other's best.")
     reference: Path | None = Field(None, description="Held-out dictionary to score the best translations against.")

@@ -33,6 +33,7 @@ from polyloom.methods.transfer.lexicon import (
     lexicon_notices,
     world_lexicon,
 )
+from polyloom.methods.transfer.static import induce_from_vectors, read_vectors
 from polyloom.metrics.statistics import wilson_interval
 from polyloom.runs.folder import Run
 
@@ -54,13 +55,15 @@ def run_dictionary(config: TransferDictionaryConfig, run: Run) -> Result:
             config.dictionary, format=config.dictionary_format, target_language=config.target_language
         )
         num_pairs = 0
+    elif config.source_vectors or config.target_vectors:
+        found, num_pairs = _from_vectors(config), 0
     else:
         pairs = _parallel(config)
         num_pairs = config.num_pairs or max(1, len(pairs) - len(pairs) // HELD_OUT)
         found, held_out = _induce(config, pairs[:num_pairs]), pairs[num_pairs:]
         num_pairs = min(num_pairs, len(pairs))
-        if not found.entries:
-            raise UserError("no pair of words is sure enough.", where="--threshold", hint="Lower it, or --min-count.")
+    if not found.entries:
+        raise UserError("no pair of words is sure enough.", where="--threshold", hint="Lower it, or --min-count.")
     seconds = time.process_time() - started
     found = found.inverted() if config.reverse else found
     found = keep_script(found, config.script) if config.script else found
@@ -94,7 +97,7 @@ def run_dictionary(config: TransferDictionaryConfig, run: Run) -> Result:
         verdicts=verdicts,
         limitations=[
             "A reference dictionary lists base forms and misses right translations: P@1 against it is a lower bound.",
-            *([NOTICE] if not config.dictionary and not config.source_text else []),
+            *([NOTICE] if not (config.dictionary or config.source_text or config.source_vectors) else []),
         ],
     )
 
@@ -129,6 +132,13 @@ def _induce(config: TransferDictionaryConfig, pairs: Sequence[Pair]) -> Dictiona
     return induce_from_links(pairs, links, options)
 
 
+def _from_vectors(config: TransferDictionaryConfig) -> Dictionary:
+    if not (config.source_vectors and config.target_vectors):
+        raise UserError("vectors of one language induce nothing.", where="--source-vectors", hint="Name both files.")
+    source, target = (read_vectors(path, config.num_words) for path in (config.source_vectors, config.target_vectors))
+    return induce_from_vectors(source, target, config.threshold, config.mutual)
+
+
 def _score_held_out(found: Dictionary, pairs: Sequence[Pair], config: TransferDictionaryConfig) -> _Part:
     if not pairs or config.reverse:
         return {}, {}, []
@@ -145,7 +155,7 @@ def _score_held_out(found: Dictionary, pairs: Sequence[Pair], config: TransferDi
 def _score_reference(found: Dictionary, config: TransferDictionaryConfig) -> _Part:
     if config.reference:
         reference = read_dictionary(config.reference, target_language=config.target_language)
-    elif not config.dictionary and not config.source_text:
+    elif not config.dictionary and not config.source_text and not config.source_vectors:
         both = (config.source_language, config.target_language)
         reference = world_lexicon(World(list(both), seed=config.seed), *both)
     else:
