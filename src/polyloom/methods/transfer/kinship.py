@@ -127,6 +127,27 @@ def order_distance(first: Order, second: Order) -> float | None:
     return gaps / sum(weights.values())
 
 
+class Language(NamedTuple):
+    """A target language seen from the source: kinship, `same script` or `other script`, its script, word order."""
+
+    kin: str
+    writing: str
+    script: str
+    distance: float | None
+
+
+def describe(data: Data, codes: Sequence[str]) -> dict[str, Language]:
+    """Return what target languages have in common with the source."""
+    own_script, own_order = script_of(data.train), order_of(data.train)
+    found = {}
+    for code in codes:
+        script = script_of(data.tests[code])
+        writing = "same script" if script == own_script else "other script"
+        distance = order_distance(own_order, order_of(data.tests[code]))
+        found[code] = Language(kinship(data.source, code), writing, script, distance)
+    return found
+
+
 def language_report(
     groups: Mapping[str, Sequence[Outcome]], data: Data, metric: str, seed: int
 ) -> tuple[dict[str, Table], dict[str, Scalar]]:
@@ -150,35 +171,32 @@ def language_report(
     def gain(arm: str, of: Sequence[str]) -> Interval:
         return gain_over_sentences(groups[arm], groups["base"], of, metric, seed)
 
+    languages = describe(data, codes)
     alone = {(arm, code): gain(arm, [code]).value for arm in arms for code in codes}
-    own_script, own_order = script_of(data.train), order_of(data.train)
-    rows: list[Cells] = []
-    distances: dict[str, float | None] = {}
     members: dict[str, list[str]] = {}
-    for code in codes:
-        kin, script = kinship(data.source, code), script_of(data.tests[code])
-        for name in (kin, f"{'same' if script == own_script else 'other'} script"):
-            members.setdefault(name, []).append(code)
-        distances[code] = order_distance(own_order, order_of(data.tests[code]))
-        rows.append([code, *family_of(code), kin, script, distances[code], *(alone[arm, code] for arm in arms)])
+    for name in ("kin", "writing"):
+        for code, one in languages.items():
+            members.setdefault(getattr(one, name), []).append(code)
     gains = {(name, arm): gain(arm, own) for name, own in members.items() for arm in arms}
     scalars = {
         f"{slug(arm)}_gain_{slug(name)}_{slug(metric)}": as_scalar(g, "points") for (name, arm), g in gains.items()
     }
-    far = {code: distance for code in codes if (distance := distances[code]) is not None}
+    far = {code: one.distance for code, one in languages.items() if one.distance is not None}
     if len(far) >= LEAST_LANGUAGES:
         for arm in arms:
             rank, _ = spearman(list(far.values()), [alone[arm, code] for code in far])
             scalars[f"{slug(arm)}_gain_word_order_rank_correlation"] = Scalar(value=None if np.isnan(rank) else rank)
-    columns = ["language", "family", "branch", f"to {data.source}", "script", "word-order distance", *arms]
+    rows: list[Cells] = [
+        [code, *family_of(code), one.kin, one.script, one.distance, *(alone[arm, code] for arm in arms)]
+        for code, one in languages.items()
+    ]
     group_rows: list[Cells] = [
         [name, ", ".join(members[name]), arm, one.value, one.low, one.high] for (name, arm), one in gains.items()
     ]
-    return {
-        "languages": Table(columns=columns, rows=rows, title=f"{metric}: points over base by language"),
-        "language_groups": Table(
-            columns=["languages", "which", "arm", "points", "low", "high"],
-            rows=group_rows,
-            title=f"{metric}: points over base by kinship and script, with intervals over sentences",
-        ),
-    }, scalars
+    columns = ["language", "family", "branch", f"to {data.source}", "script", "word-order distance", *arms]
+    title = f"{metric}: points over base by language"
+    tables = {"languages": Table(columns=columns, rows=rows, title=title)}
+    columns = ["languages", "which", "arm", "points", "low", "high"]
+    title = f"{metric}: points over base by kinship and script, with intervals over sentences"
+    tables["language_groups"] = Table(columns=columns, rows=group_rows, title=title)
+    return tables, scalars
