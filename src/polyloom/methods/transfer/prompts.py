@@ -212,10 +212,15 @@ def choose_labels(decoder: str, prompts: Sequence[str], labels: Sequence[str]) -
     model = load_model(decoder)
     tokenizer = load_tokenizer(decoder, model)
     model.to(choose_device("auto"))  # type: ignore[arg-type]
-    texts = [tokenizer(f"{prompt}Label:")["input_ids"] for prompt in prompts]
+    texts = [_open_end(tokenizer(f"{prompt}Label:")["input_ids"], tokenizer.eos_token_id) for prompt in prompts]
     answers = [tokenizer(f" {label}", add_special_tokens=False)["input_ids"] for label in labels]
     scores = score_continuations(
         model, [text for text in texts for _ in labels], [own for _ in texts for own in answers]
     )
     means = np.asarray([np.mean(one) for one in scores]).reshape(len(texts), len(labels))
     return [labels[best] for best in means.argmax(1)]
+
+
+def _open_end(tokens: list[int], end: int | None) -> list[int]:
+    """Return the tokens without the end that some tokenizers put behind every text."""
+    return tokens[:-1] if len(tokens) > 1 and tokens[-1] == end else tokens
