@@ -116,7 +116,11 @@ def test_wiktextract_takes_translations_of_the_language_asked_for(tmp_path: Path
             "word": "dog",
             "lang_code": "en",
             "pos": "noun",
-            "translations": [{"code": "de", "word": "Hund"}, {"lang_code": "fr", "word": "chien"}, {"word": 3}],
+            "translations": [
+                {"code": "de", "word": "Hund", "tags": ["masculine", 3]},
+                {"lang_code": "fr", "word": "chien"},
+                {"word": 3},
+            ],
             "senses": [{"translations": [{"code": "de", "word": "Rüde"}]}],
         },
         {"word": "Katze", "lang_code": "de", "senses": [{"glosses": ["cat (animal)", 3]}]},
@@ -125,6 +129,7 @@ def test_wiktextract_takes_translations_of_the_language_asked_for(tmp_path: Path
     ]
     path = write(tmp_path / "w.jsonl", "".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
     assert words(read_dictionary(path, target_language="de"), "dog") == ["Hund", "Rüde"]
+    assert read_dictionary(path, target_language="de").entries["dog"][0].labels == ("masculine",)
     whole = read_dictionary(path)
     assert words(whole, "dog") == ["Hund", "chien", "Rüde"]
     assert words(whole, "Katze") == ["cat"]
@@ -138,6 +143,8 @@ def test_csv_with_and_without_a_header_ranks_by_score(tmp_path: Path) -> None:
         )
         assert words(found, "dog") == ["Köter", "Hund, der"]
         assert words(found, "cat") == ["Katze"]
+    marked = read_dictionary(write(tmp_path / "m.csv", 'source,target,labels\ndog,Köter,"slang; rare"\n'))
+    assert marked.entries["dog"][0].labels == ("slang", "rare")
     swapped = read_dictionary(write(tmp_path / "s.tsv", "target\tsource\nHund\tdog\n"))
     assert words(swapped, "dog") == ["Hund"]
     assert read_dictionary(write(tmp_path / "b.csv", "a,b,x\nc,d\n")).malformed == ("line 1",)

@@ -191,3 +191,15 @@ def test_real_intents(real_data: Callable[[str], Path]) -> None:
         assert (found.format, len(found.examples)) == ("facebook", number)
         assert found.notices.total() == repaired
         assert len({example.label for example in found.examples}) <= 12
+
+
+def test_trees_of_json_lines_are_repaired_and_counted_or_refused(tmp_path: Path) -> None:
+    rows = ([2, 1, 0], [0, 0, 1], [2, 0, 9], [-1, 0, 2])
+    text = "".join(f'{{"words": ["a", "b", "c"], "heads": {heads}, "upos": ["X", "X", "X"]}}\n' for heads in rows)
+    path = write(tmp_path / "f.jsonl", text)
+    found = read_labelled(path)
+    assert [one.sentences[0].heads for one in found.examples] == [(0, 1, 0), (0, 0, 1), (2, 0, 0), (0, 0, 2)]
+    kinds = ("cycles", "extra roots", "heads out of range", "missing heads")
+    assert found.notices == {f"{kind} in trees, repaired": 1 for kind in kinds}
+    with pytest.raises(UserError, match=r"f\.jsonl:1: 1 cycles in trees in sentence 1"):
+        read_labelled(path, strict=True)

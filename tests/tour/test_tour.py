@@ -81,7 +81,7 @@ def test_the_users_model_and_text_are_taken(cli, demo, tmp_path):
     [
         (["--text", "none.txt"], "none.txt: cannot be read"),
         (["--text", "EMPTY"], "empty"),
-        (["--text", "LATIN"], "at offset 3 is not utf-8. Name the file's encoding with --encoding."),
+        (["--text", "LATIN"], "at offset 3 is not utf-8. Save it as UTF-8"),
         (["--model", "FOLDER"], "config.json"),
         (["--languages", "en", "xx"], "xx"),
     ],

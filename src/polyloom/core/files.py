@@ -16,6 +16,7 @@ from typing import Any
 from polyloom.core.errors import UserError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+ENCODING_HINT = "Save it as UTF-8, or name its encoding where the verb has --encoding."
 
 
 @contextmanager
@@ -82,7 +83,15 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
     Raises:
         UserError: unreadable, an unknown encoding, or a byte that is not in it (the offset is named).
     """
-    data = read_bytes(path)
+    return decode(read_bytes(path), path, encoding)
+
+
+def decode(data: bytes, path: Path, encoding: str = "utf-8") -> str:
+    """Decode what a file held; a byte-order mark is dropped.
+
+    Raises:
+        UserError: an unknown encoding, or a byte that is not in it (the offset is named).
+    """
     try:
         return data.decode(encoding).removeprefix("\ufeff")
     except LookupError as error:
@@ -91,7 +100,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         raise UserError(
             f"byte {data[error.start]:#04x} at offset {error.start} is not {encoding}.",
             where=str(path),
-            hint="Name the file's encoding with --encoding.",
+            hint=ENCODING_HINT,
         ) from error
 
 

@@ -20,7 +20,8 @@ from xml.etree import ElementTree
 import regex
 
 from polyloom.core.errors import UserError, closest
-from polyloom.core.files import read_bytes
+from polyloom.core.files import decode, read_bytes
+from polyloom.data.senses import labelled_senses, labels_of, split_senses
 from polyloom.data.world.locale_data import section
 
 Format = Literal["auto", "muse", "dictd", "tei", "wiktextract", "csv", "tsv", "wiktionary"]
@@ -39,12 +40,16 @@ UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khm
 
 @dataclass(frozen=True)
 class Translation:
-    """One translation of a headword, with the file's own part of speech, score (higher is better) and place."""
+    """One translation of a headword, with the file's own part of speech, score (higher is better) and place.
+
+    `labels` are what the file says of its register and region, such as `dated` or `Austria`.
+    """
 
     text: str
     pos: str = ""
     score: float | None = None
     place: str = field(default="", compare=False)
+    labels: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -217,14 +222,7 @@ def _unzipped(data: bytes, path: Path) -> bytes:
 
 
 def _text(path: Path, encoding: str) -> str:
-    data = _unzipped(read_bytes(path), path)
-    try:
-        return data.decode(encoding).removeprefix("\ufeff").replace("\r\n", "\n")
-    except LookupError as error:
-        raise UserError(f"unknown encoding {encoding!r}.", where="--encoding", hint="Try utf-8 or latin-1.") from error
-    except UnicodeDecodeError as error:
-        what = f"byte {data[error.start]:#04x} at offset {error.start} is not {encoding}."
-        raise UserError(what, where=str(path), hint="Name the file's encoding with --encoding.") from error
+    return decode(_unzipped(read_bytes(path), path), path, encoding).replace("\r\n", "\n")
 
 
 def _detect(name: str, text: str) -> str:
@@ -279,14 +277,14 @@ def _read_columns(text: str, delimiter: str) -> Iterator[Row]:
             except ValueError:
                 yield place, "", None
                 continue
-        target = values.get("target", "")
-        yield place, values.get("source", ""), [Translation(target, values.get("pos", ""), score)] if target else []
+        target, labels = values.get("target", ""), labels_of(values.get("labels", ""))
+        one = Translation(target, values.get("pos", ""), score, labels=labels)
+        yield place, values.get("source", ""), [one] if target else []
 
 
 # ---- Wiktionary text: `head {pos} /ipa/ (gloss) :: translation {gender} /reading/, translation`
 
 _WIKTIONARY = regex.compile(r"^(?P<head>.*?)\s*(?:\{(?P<pos>[^}]*)\})?\s*(?:[/\[(].*)?$")
-_NOTES = regex.compile(r"/[^/]*/|\{[^}]*\}|<[^>]*>|\[[^\]]*\](?!\w)|\((?:[^()]|\([^()]*\))*\)")
 
 
 def _read_wiktionary(text: str) -> Iterator[Row]:
@@ -301,15 +299,7 @@ def _read_wiktionary(text: str) -> Iterator[Row]:
             continue
         match = _WIKTIONARY.match(left.strip())
         head, pos = (match["head"].strip(), match["pos"] or "") if match else (left.strip(), "")
-        # A label stands before a colon ("dated: Wort"); a piece with a hyphen at its edge is an affix.
-        pieces = (one.rpartition(":")[2].strip() for one in _senses(right))
-        yield place, head, [Translation(one, pos) for one in pieces if not (one.startswith("-") or one.endswith("-"))]
-
-
-def _senses(text: str) -> list[str]:
-    """Split `a {n} /reading/, b` into its translations, without notes, genders and readings."""
-    plain = _NOTES.sub(" ", text)
-    return [word for part in regex.split(r"[,;、]", plain) if (word := " ".join(part.split()).strip(" .:"))]
+        yield place, head, [Translation(one, pos, labels=labels) for one, labels in labelled_senses(right)]
 
 
 # ---- dictd (FreeDict)
@@ -360,7 +350,7 @@ def _dictd_senses(line: str) -> list[str]:
     line = regex.sub(r"^\s*\d+\.\s*", "", line).strip()
     if line.startswith(('"', "„", "“")) or regex.match(r"(?i)(synonyms?(\(s\))?|note|see|usage|antonyms?)\b.*:", line):
         return []
-    return _senses(line)
+    return split_senses(line)
 
 
 # ---- TEI (FreeDict)
@@ -425,13 +415,14 @@ def _wiktextract_translations(row: dict[str, Any], pos: str, target_language: st
     for one in given:
         code = one.get("code") or one.get("lang_code") or ""
         if isinstance(one.get("word"), str) and (not target_language or code == target_language):
-            yield Translation(one["word"].strip(), pos)
+            tags = one.get("tags") or ()
+            yield Translation(one["word"].strip(), pos, labels=tuple(tag for tag in tags if isinstance(tag, str)))
     if not given and (not target_language or target_language == "en"):
         # An entry of a foreign word explains itself in glosses of the Wiktionary's own language.
         for sense in senses:
             for gloss in sense.get("glosses") or []:
                 if isinstance(gloss, str):
-                    yield from (Translation(word, pos) for word in _senses(gloss))
+                    yield from (Translation(word, pos) for word in split_senses(gloss))
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from polyloom.core.errors import UserError, closest
 from polyloom.core.files import read_text
 from polyloom.data.records import OUTSIDE, Example, Examples, Sentence, split_words
-from polyloom.data.treebanks import MISSING, read_conllu, repair_heads
+from polyloom.data.treebanks import read_conllu, repair_heads
 
 LabelledFormat = Literal[
     "auto", "iob2", "panx", "facebook", "mtop", "xnli", "xnli-mt", "paws-x", "pairs", "jsonl", "conllu"
@@ -25,7 +25,9 @@ Rows = Iterator[Example | str]
 """Examples, and for each row that was dropped the reason."""
 
 
-def read_labelled(path: Path, *, format: LabelledFormat = "auto", language: str = "und") -> Examples:
+def read_labelled(
+    path: Path, *, format: LabelledFormat = "auto", language: str = "und", strict: bool = False
+) -> Examples:
     """Read a file of labelled examples.
 
     Args:
@@ -35,17 +37,18 @@ def read_labelled(path: Path, *, format: LabelledFormat = "auto", language: str 
             `xnli` (XNLI-1.0), `xnli-mt` (its translated training file), `paws-x`, `pairs` (two texts and a label),
             `jsonl`, `conllu` (trees without labels); `auto` looks at the file.
         language: of the examples, where the file does not say.
+        strict: refuse a faulty tree or tag in place of repairing and counting it.
 
     Returns:
         The examples in order, with the reasons of those that were dropped or repaired.
 
     Raises:
-        UserError: a line that does not fit (file and line), no example, an unknown format.
+        UserError: a line that does not fit (file and line), no example, an unknown format, or, under `strict`, a fault.
     """
     if path.is_dir():
         return _from_folder(path, language)
     if format == "conllu" or (format == "auto" and path.name.endswith(".conllu") and not _is_facebook(path)):
-        return _from_treebank(path, language)
+        return _from_treebank(path, language, strict)
     text = read_text(path).replace("\r\n", "\n")
     chosen = _detect(path, text) if format == "auto" else format
     if chosen not in _READERS:
@@ -59,14 +62,18 @@ def read_labelled(path: Path, *, format: LabelledFormat = "auto", language: str 
             examples.append(row if row.language != "und" else replace(row, language=language))
     if not examples:
         raise UserError("holds no example.", where=str(path), hint=f"It was read as {chosen}.")
-    repaired = [_repair_tags(example, notices) for example in examples]
+    repaired = [_repaired(example, notices, strict) for example in examples]
     return Examples(tuple(repaired), chosen, notices)
 
 
-def _from_treebank(path: Path, language: str) -> Examples:
-    bank = read_conllu(path)
+def _from_treebank(path: Path, language: str, strict: bool) -> Examples:
+    bank = read_conllu(path, strict=strict)
     examples = tuple(Example(one.id, (one,), language=language) for one in bank.sentences)
-    return Examples(examples, "conllu", Counter(bank.repairs))
+    return Examples(examples, "conllu", _repairs(bank.repairs))
+
+
+def _repairs(faults: Counter[str]) -> Counter[str]:
+    return Counter({f"{kind} in trees, repaired": number for kind, number in faults.items()})
 
 
 def _from_folder(path: Path, language: str) -> Examples:
@@ -117,19 +124,28 @@ def _lines(text: str, path: Path) -> Iterator[tuple[str, str]]:
         yield f"{path}:{number}", line
 
 
-# ---- BIO tags
+# ---- trees and BIO tags
 
 
-def _repair_tags(example: Example, notices: Counter[str]) -> Example:
-    """Let an `I-` that continues nothing begin its span, as the CoNLL rules read it; each is counted."""
+def _repaired(example: Example, notices: Counter[str], strict: bool) -> Example:
+    """Make a forest of any heads, and let an `I-` that continues nothing begin its span, as the CoNLL rules read it.
+
+    Raises:
+        UserError: under `strict`, the first fault.
+    """
     sentences = []
     for sentence in example.sentences:
-        tags = list(sentence.labels)
+        heads, repairs = repair_heads(sentence.heads)
+        faults, tags = _repairs(repairs), list(sentence.labels)
         for i, tag in enumerate(tags):
             if tag[:2] == "I-" and (i == 0 or tags[i - 1][2:] != tag[2:] or tags[i - 1][:2] not in ("B-", "I-")):
                 tags[i] = f"B-{tag[2:]}"
-                notices["I- tags that continue no span, read as B-"] += 1
-        sentences.append(replace(sentence, labels=tuple(tags)) if tuple(tags) != sentence.labels else sentence)
+                faults["I- tags that continue no span, read as B-"] += 1
+        if faults and strict:
+            what = ", ".join(f"{number} {kind.partition(',')[0]}" for kind, number in faults.items())
+            raise UserError(f"{what} in sentence {sentence.id}.", where=sentence.source, hint="Mend it.")
+        notices.update(faults)
+        sentences.append(replace(sentence, heads=heads, labels=tuple(tags)) if faults else sentence)
     return replace(example, sentences=tuple(sentences))
 
 
@@ -358,7 +374,7 @@ def _read_jsonl(text: str, path: Path) -> Rows:
             raise UserError(f"is not JSON: {error.msg}.", where=where) from error
         if not isinstance(row, dict):
             raise UserError("is no JSON object.", where=where)
-        yield from_record(row, where, str(index))
+        yield _record(row, where, str(index))
 
 
 def from_record(row: Mapping[str, Any], where: str, name: str = "") -> Example:
@@ -371,9 +387,16 @@ def from_record(row: Mapping[str, Any], where: str, name: str = "") -> Example:
         where: place for messages.
         name: the id where the record has none.
 
+    Returns:
+        The example; faulty heads and tags are repaired as `read_labelled` does.
+
     Raises:
         UserError: neither words nor text, or a column that does not fit its words.
     """
+    return _repaired(_record(row, where, name), Counter(), strict=False)
+
+
+def _record(row: Mapping[str, Any], where: str, name: str) -> Example:
     name = str(row.get("id", row.get("sent_id", name)))
     pair = next((keys for keys in _PAIRS if keys[1] in row), None)
     parts: Sequence[Any] = [row.get(key) for key in pair] if pair else [row]
@@ -406,7 +429,7 @@ def _sentence_of(part: Any, name: str, where: str) -> Sentence:
     return Sentence(
         tuple(words),
         upos=tuple(map(str, _column(_get(part, "upos"), "upos", where))),
-        heads=repair_heads([head if head >= 0 else MISSING for head in heads])[0],
+        heads=tuple(heads),
         deprels=tuple(map(str, _column(_get(part, "deprels"), "deprels", where))),
         labels=tuple(map(str, _column(labels, "labels", where))),
         id=name,

@@ -8,12 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
 
 from polyloom.data.dictionaries import read_dictionary
 from polyloom.data.labelled import read_labelled
 from polyloom.data.treebanks import conllu, read_conllu
 from polyloom.methods.transfer.parsing import world_trainable
+from polyloom.methods.transfer.prompts import NUM_WORLD_QUERIES, choose_labels
+from polyloom.models.load import save_model
+from polyloom.models.tiny import build_tiny
+from polyloom.models.tokenizers import train_tokenizer
 from tests.methods.transfer.test_vectors import saved
 
 __all__ = ["saved"]
@@ -110,6 +117,72 @@ def test_phrases_are_one_word(cli: Cli, tmp_path: Path, data: Path) -> None:
     options = ("--dictionaries", f"de={tmp_path / 'de.txt'}", "--rate", 1)
     assert value(answered(cli, "switch", "--data", data, *options), "num_replaced") == 0
     assert value(answered(cli, "switch", "--data", data, *options, "--phrases"), "num_replaced") == 1
+
+
+def test_prompts_have_examples_in_the_language_of_their_question(cli: Cli, tmp_path: Path) -> None:
+    result = answered(cli, "switch", "--num-examples", 30, "--shots", 3, "--rate", 1)
+    rows = [json.loads(line) for line in artifact(tmp_path, "prompts.jsonl").read_text().splitlines()]
+    assert value(result, "num_prompts") == len(rows) == 3 * NUM_WORLD_QUERIES
+    assert {row["language"] for row in rows} == {"de", "es", "zh"}
+    for row in rows:
+        blocks, others = row["switched"].split("\n\n"), row["plain"].split("\n\n")
+        assert len(blocks) == len(others) == 4
+        assert blocks[-1] == others[-1]
+        assert blocks[-1].startswith("Text: ")
+        assert row["answer"].startswith("Spans: ")
+    assert any(row["switched"] != row["plain"] for row in rows)
+    chinese = "".join(row["switched"] for row in rows if row["language"] == "de")
+    assert not any("\u4e00" <= char <= "\u9fff" for char in chinese)
+
+
+def test_a_decoder_answers_prompts_of_classes(cli: Cli, tmp_path: Path, muse: Path) -> None:
+    (tmp_path / "x.tsv").write_text("The dog\tbig dog\tyes\nRome\tin Rome\tno\nThe big\tRome\tno\n")
+    (tmp_path / "de.tsv").write_text("Der Hund\tgroßer Hund\tyes\nRom\tin Rom\tno\n")
+    tokenizer = train_tokenizer(["The dog big dog yes Rome in no Der Hund Text Label 1 2 :"] * 4, 300)
+    save_model(build_tiny("llama-2x64", len(tokenizer), 0), tmp_path / "decoder", tokenizer)
+    common = ("switch", "--data", tmp_path / "x.tsv", "--dictionaries", f"de={muse}", "--shots", 2, "--rate", 1)
+    found = answered(cli, *common, "--queries", f"de={tmp_path / 'de.tsv'}", "--decoder", tmp_path / "decoder")
+    first = json.loads(artifact(tmp_path, "prompts.jsonl").read_text().splitlines()[0])
+    # One example of each class, whatever the draw.
+    assert sorted(line for line in first["plain"].split("\n") if line.startswith("Label")) == [
+        "Label: no",
+        "Label: yes",
+    ]
+    assert first["switched"].endswith("Text 1: Der Hund\nText 2: großer Hund\n")
+    assert "Text 1: der Hund\nText 2: groß Hund\nLabel: yes" in first["switched"]
+    gain = value(found, "switched_prompt_accuracy") - value(found, "plain_prompt_accuracy")
+    assert value(found, "prompt_accuracy_gain") == pytest.approx(gain)
+    assert any("behind switched examples" in one for one in found["verdicts"])
+    refused = cli("transfer", *common)
+    assert (refused.exit_code, "there are no questions" in refused.stderr) == (2, True)
+
+
+def test_a_decoder_needs_classes(cli: Cli) -> None:
+    refused = cli("transfer", "switch", "--num-examples", 5, "--shots", 1, "--decoder", "absent")
+    assert (refused.exit_code, "for classes alone" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_the_likelier_class_is_chosen(tmp_path: Path, ends: bool) -> None:
+    tokenizer = train_tokenizer(["yes no Label:"] * 4, 300)
+    plain = train_tokenizer(["yes no Label:"] * 4, 300)
+    if ends:
+        # Some tokenizers put an end behind every text, which must not stand between question and answer.
+        end = ("</s>", tokenizer.convert_tokens_to_ids("</s>"))
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[end])
+        assert tokenizer("yes")["input_ids"][-1] == tokenizer.eos_token_id
+    model = build_tiny("llama-2x64", len(tokenizer), 0)
+    save_model(model, tmp_path, tokenizer)
+    prompts = ["yes\n", "no\n", "yes no\n"]
+    chosen = choose_labels(str(tmp_path), prompts, ["yes", "no"])
+    for prompt, label in zip(prompts, chosen, strict=True):
+        means = {}
+        for other in ("yes", "no"):
+            start, whole = (plain(text)["input_ids"] for text in (f"{prompt}Label:", f"{prompt}Label: {other}"))
+            with torch.no_grad():
+                logs = model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
+            means[other] = np.mean([float(logs[i - 1, whole[i]]) for i in range(len(start), len(whole))])
+        assert means[label] == max(means.values())
 
 
 def test_pairs_are_exported_as_pairs(cli: Cli, tmp_path: Path, muse: Path) -> None:
@@ -219,6 +292,11 @@ def test_a_dictionary_is_read_turned_round_and_looked_up(cli: Cli, tmp_path: Pat
     (tmp_path / "text.txt").write_text("The dog and the big cat.")
     result = answered(cli, "dictionary", "--dictionary", muse, "--text", tmp_path / "text.txt")
     assert value(result, "num_entries") == 5
+    (tmp_path / "es.txt").write_text("potato {n} (x) :: papa [Latin America], patata [Spain]\n")
+    regional = answered(cli, "dictionary", "--dictionary", tmp_path / "es.txt", "--prefer", "spain")
+    assert regional["tables"]["labels"]["rows"] == [["Latin America", 1], ["Spain", 1]]
+    (kept,) = read_dictionary(artifact(tmp_path, "dictionary.tsv")).entries["potato"]
+    assert (kept.text, kept.labels) == ("patata", ("Spain",))
     assert value(result, "hit_rate") == pytest.approx(4 / 6)
     turned = answered(cli, "dictionary", "--dictionary", muse, "--reverse", "--text", tmp_path / "text.txt")
     assert any("--reverse" in one for one in turned["verdicts"])

@@ -80,12 +80,15 @@ def test_labels_and_affixes_of_wiktionary_are_left_out(tmp_path: Path) -> None:
 def test_several_files(tmp_path: Path) -> None:
     (tmp_path / "de.txt").write_text("dog Hund\n")
     (tmp_path / "zh.txt").write_text("camp 露營\ncamp 露营\n")
+    (tmp_path / "names.tsv").write_text("dog\tHund\ndog\tKöter\nNew York\tNeu York\n")
     found = open_lexicons([f"de={tmp_path}/de.txt", f"zh={tmp_path}/zh.txt"], scripts=["zh=Hans"])
     assert found["zh"].entries["camp"] == (Translation("露营"),)
     assert open_lexicons([f"de={tmp_path}/de.txt"], reverse=True)["de"].entries["Hund"][0].text == "dog"
+    both = open_lexicons([f"de={tmp_path}/de.txt", f"de={tmp_path}/names.tsv"])["de"].entries
+    assert [(one.text, one.place) for one in both["dog"]] == [("Hund", "line 1"), ("Köter", "names.tsv line 2")]
+    assert both["New York"][0].text == "Neu York"
     for specs, scripts, message in (
         (["x"], [], "names no language"),
-        ([f"de={tmp_path}/de.txt"] * 2, [], "has two dictionaries"),
         ([f"de={tmp_path}/de.txt"], ["fr=Latn"], "fits no dictionary"),
         ([f"de={tmp_path}/no.txt"], [], "cannot be read"),
     ):
@@ -126,6 +129,24 @@ def test_phrases_become_one_node_and_cut_no_span() -> None:
     longer = Sentence(("New", "York", "City"), labels=("B-LOC", "I-LOC", "I-LOC"))
     assert join_phrases(longer, lexicons) == longer
     assert join_phrases(Sentence(("a",)), lexicons) == Sentence(("a",))
+
+
+def test_registers_and_regions_are_left_out_or_preferred(tmp_path: Path) -> None:
+    lines = ("potato {n} (x) :: papa [Latin America], patata [Spain]", "car {n} (x) :: coche, nave [slang]")
+    text = "\n".join((*lines, "bus {n} (x) :: guagua [slang]\n"))
+    (tmp_path / "es.txt").write_text(text)
+    spec = f"es={tmp_path / 'es.txt'}"
+
+    def heads(**options: list[str]) -> dict[str, list[str]]:
+        found = open_lexicons([spec], **options)["es"].entries
+        return {head: [one.text for one in own] for head, own in found.items()}
+
+    assert heads(avoid=["SLANG"]) == {"potato": ["papa", "patata"], "car": ["coche"]}
+    assert heads(prefer=["america"]) == {"potato": ["papa"], "car": ["coche", "nave"], "bus": ["guagua"]}
+    assert heads(prefer=["es=spain", "de=x"], avoid=["slang"]) == {"potato": ["patata"], "car": ["coche"]}
+    for option in ("avoid", "prefer"):
+        with pytest.raises(UserError, match=rf"--{option}: no translation is labelled 'dated'. Most common: slang, "):
+            heads(**{option: ["dated"]})
 
 
 def test_the_world_has_a_dictionary() -> None:

@@ -179,6 +179,8 @@ def test_what_does_not_fit_is_refused():
 class Letters:
     """A word's pieces are its letters."""
 
+    num_positions = None
+
     def __init__(self, between: int = 1) -> None:
         self.layout = Layout(1, 2, 0, 3, between)
 
@@ -292,6 +294,18 @@ def test_special_tokens_are_those_of_the_tokenizer():
     assert sequencer.pieces("wasi") == (26, 30, 48, 38)
     assert sequencer.batch([Example("p", (FIRST, SECOND), "yes")])["token_type_ids"][0].sum() == 4
     assert model.pooling == "first"
+
+
+@pytest.mark.parametrize("family", ["Bert", "XLMRoberta", "DistilBert", "ModernBert"])
+def test_no_sequence_is_longer_than_its_encoder(family: str):
+    encoder = build(family, max_position_embeddings=16)
+    sequencer = Sequencer(TokenizerPieces(word_piece_tokenizer(), encoder), 4000, TARGETS)
+    batch = sequencer.batch([Example("long", (sentence("is " * 30, [0] * 30, "O " * 30),), "no")])
+    # RoBERTa's positions begin behind the number of its pad.
+    assert batch["input_ids"].shape == (1, 15 if family == "XLMRoberta" else 16)
+    assert sequencer.cut == {"long"}
+    with torch.no_grad():
+        encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
 
 
 @pytest.mark.parametrize("family", ["Bert", "Llama"])

@@ -16,14 +16,22 @@ from polyloom.data.dictionaries import Dictionary, Translation
 from polyloom.data.records import Example, Sentence
 from polyloom.methods.transfer.arms import ARMS, check_leak, find_arms, plan_of, random_heads
 from polyloom.methods.transfer.config import TransferEvaluateConfig, TransferTrainConfig
-from polyloom.methods.transfer.data import Data, split_dev, tree_index, with_trees, world_data, world_example
+from polyloom.methods.transfer.data import (
+    Data,
+    read_data,
+    split_dev,
+    tree_index,
+    with_trees,
+    world_data,
+    world_example,
+)
 from polyloom.methods.transfer.encoders import known_words, make_start
 from polyloom.methods.transfer.method import tree_distances
 from polyloom.methods.transfer.models import Predictions
 from polyloom.methods.transfer.protocol import Outcome, measure, run_protocol, unknown_labels
 from polyloom.methods.transfer.results import compare_arms, scalars_of, verdicts_of
 from polyloom.methods.transfer.sequences import Targets, gold_heads
-from polyloom.methods.transfer.study import run_train, xtreme_lines
+from polyloom.methods.transfer.study import xtreme_lines
 from polyloom.methods.transfer.training import batch_rows, default_average, load_snapshot
 from polyloom.runs.execute import resume, run_verb
 from polyloom.runs.folder import Run
@@ -509,9 +517,12 @@ def test_the_study_is_small_honest_and_complete(run: Run, monkeypatch: pytest.Mo
         lab.run_study(TransferStudyConfig(languages=["en"]), run)
 
 
-def test_a_result_without_tests_says_so(run: Run, files: dict[str, Path]):
-    config = TransferTrainConfig(**(SMALL | {"data": [str(files["en"])], "arms": ["base"], "epochs": 1}))
-    assert run_train(config, run).verdicts == ["There is no target test file: models were trained."]
+def test_a_result_without_tests_or_other_arms_says_so(tmp_path: Path, files: dict[str, Path]):
+    settings = SMALL | {"data": [str(files["en"])], "arms": ["base"], "epochs": 1}
+    trained = run_verb("transfer.train", settings, runs=tmp_path, name="a")
+    assert trained.verdicts == ["There is no target test file: models were trained."]
+    (said,) = run_verb("transfer.train", settings | {"test": [f"de={files['de']}"]}, runs=tmp_path, name="b").verdicts
+    assert "% span F1 on de; no other arm was run" in said
 
 
 def test_a_world_example_has_a_tag_and_a_node_for_every_word():
@@ -536,3 +547,73 @@ def test_labels_that_training_never_had_are_counted_or_refused():
     assert "1 labels of de are none of the training data's and count as wrong: violet." in unknown_labels(
         "de", rare, targets
     )
+    with pytest.raises(UserError, match="hand:0: the label 'violet' is none"):
+        unknown_labels("de", rare, targets, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("heads", "says"),
+    [
+        ("3 1 2 0 4", "1 cycles"),
+        ("0 3 4 0 4", "1 extra roots"),
+        ("3 3 4 0 9", "1 heads out of range"),
+        ("3 3 4 4 4", "1 sentences without a root, 1 cycles"),
+        ("_ 3 4 0 4", "1 missing heads"),
+    ],
+)
+def test_faulty_trees_are_counted_with_their_place_or_refused(
+    cli: Cli, files: dict[str, Path], tmp_path: Path, heads: str, says: str
+):
+    lines = files["de trees"].read_text().split("\n")
+    rows = [line.split("\t") for line in lines[1:6]]
+    lines[1:6] = ["\t".join([*row[:6], head, *row[7:]]) for row, head in zip(rows, heads.split(), strict=True)]
+    files["de trees"].write_text("\ufeff" + "\r\n".join(lines))
+    words = ["--data", files["en"], "--test", f"de={files['de']}", "--trees", f"de={files['de trees']}"]
+    words += ["--trees", f"en={files['en trees']}", "--arms", "base", *words_of(SMALL | {"epochs": 1, "save": "first"})]
+    found = cli("transfer", "train", *words, "--run", "t", "--json")
+    assert found.exit_code == 0, found.stderr
+    ((notice,),) = json.loads(found.stdout)["tables"]["notices"]["rows"]
+    assert notice.startswith(f"Trees of de: {says} repaired, first in {files['de trees']}:1 (0)")
+    refused = cli("transfer", "train", *words, "--strict")
+    assert refused.exit_code == 2
+    assert f"{files['de trees']}:1: {says} in sentence 0" in refused.stderr
+    common = ("--model", tmp_path / "runs" / "t" / "artifacts" / "base-seed0", "--test", f"de={files['de']}")
+    judged = cli("transfer", "evaluate", *common, "--trees", f"de={files['de trees']}", "--json")
+    assert [notice] in json.loads(judged.stdout)["tables"]["notices"]["rows"]
+
+
+def test_a_reversed_dictionary_is_named_turned_round_and_joined_with_a_gazetteer(
+    cli: Cli, files: dict[str, Path], tmp_path: Path
+):
+    (tmp_path / "de-en.tsv").write_text("".join(f"{b}\t{a}\n" for a, b in FULL.items()))
+    (tmp_path / "names.tsv").write_text("dog sleeps\thund schlaeft\n")
+    words = ["--data", files["en"], "--test", f"de={files['de']}", "--test", f"es={files['de']}", "--arms", "lex"]
+    words += ["--dictionaries", f"de={tmp_path / 'de-en.tsv'}", *words_of(SMALL | {"epochs": 1}), "--json"]
+    found = json.loads(cli("transfer", "train", *words).stdout)
+    notices = [row[0] for row in found["tables"]["notices"]["rows"]]
+    assert "There are no entries into es; the lex arm will not switch into es (0 % coverage)." in notices
+    assert any("runs the other way" in one and "--reverse" in one for one in notices)
+    assert "lex_realised_rate" not in found["scalars"]
+    turned = json.loads(cli("transfer", "train", *words, "--reverse").stdout)
+    assert turned["scalars"]["lex_realised_rate"]["value"] > 0.3
+    assert not any("runs the other way" in row[0] for row in turned["tables"]["notices"]["rows"])
+
+
+def test_a_model_with_a_crf_is_trained_saved_and_scored_alike(cli: Cli, files: dict[str, Path], tmp_path: Path):
+    words = ["--data", files["en"], "--test", f"en={files['en']}", "--test", f"de={files['de']}", "--arms", "base"]
+    trained = cli("transfer", "train", *words, "--crf", *words_of(SMALL | {"save": "first"}), "--run", "t", "--json")
+    assert trained.exit_code == 0, trained.stderr
+    value = json.loads(trained.stdout)["scalars"]["base_en_span_f1"]["value"]
+    assert value > 90
+    model = tmp_path / "runs" / "t" / "artifacts" / "base-seed0"
+    judged = json.loads(cli("transfer", "evaluate", "--model", model, "--test", f"en={files['en']}", "--json").stdout)
+    assert judged["scalars"]["en_span_f1"]["value"] == pytest.approx(value)
+
+
+def test_phrases_are_one_word_of_the_training_data(files: dict[str, Path], tmp_path: Path):
+    (tmp_path / "names.tsv").write_text("the red\tdas rote\n")
+    named = [f"de={files['dictionary']}", f"de={tmp_path / 'names.tsv'}"]
+    config = TransferTrainConfig(**SMALL, data=[str(files["en"])], dictionaries=named, phrases=True)
+    data = read_data(config, needs_trees=False)
+    assert data.train[0].sentences[0].words[0] == "the red"
+    assert data.lexicons["de"].lookup("the red")[0].text == "das rote"

@@ -15,7 +15,7 @@ from polyloom.methods.transfer.models import Syntax
 from polyloom.methods.transfer.sequences import Heads, Targets, gold_heads
 from polyloom.methods.transfer.switching import SwitchPlan, paper_plan
 
-Lexical = Literal["none", "dynamic", "all", "static"]
+Lexical = Literal["none", "dynamic", "all", "static", "mixed"]
 Trees = Literal["none", "gold", "random", "chain"]
 
 
@@ -25,7 +25,8 @@ class Arm:
 
     Attributes:
         says: what it is, for tables.
-        lexical: no switching, drawn anew every epoch (`all`: of every sentence), or the paper's static rule.
+        lexical: no switching, drawn anew every epoch (`all`: of every sentence), the paper's static rule,
+            or vectors mixed with those of the translations.
         trees: what the graph is given.
         edges: false leaves each node alone (delta = 0): parts of speech without trees.
         upos: false leaves parts of speech out: trees alone.
@@ -53,6 +54,7 @@ ARMS = {
     "syn-tree": Arm("ablation: trees, no parts of speech", trees="gold", upos=False),
     "syn-random": Arm("control: random trees", trees="random"),
     "syn-chain": Arm("control: each word on the one before", trees="chain"),
+    "lex-mix": Arm("words mixed with their translations", "mixed"),
     "lexsyn-random": Arm("control: code-switching and random trees", "dynamic", "random"),
     "translate": Arm("translate-train", translated=True),
     "xmixup": Arm("translate-train with mixed states", translated=True, mixup=True),

@@ -25,19 +25,22 @@ class TransferTrainConfig(Config):
         [], description="LANGUAGE=FILE with target labels for the oracle alone; they choose nothing."
     )
     trees: list[str] = Field([], description="CoNLL-U files as LANGUAGE=FILE, matched to the data by their words.")
-    dictionaries: list[str] = Field([], description="Bilingual dictionaries from the source, as LANGUAGE=FILE.")
+    dictionaries: list[str] = Field(
+        [], description="Dictionaries and gazetteers from the source, as LANGUAGE=FILE; the first named comes first."
+    )
     translations: list[str] = Field(
         [], description="The data in machine translation, as LANGUAGE=FILE, line by line: for the arm translate."
     )
     format: FORMATS = Field("auto", description="What labelled files are written in.")
+    strict: bool = Field(False, description="Refuse faulty trees and tags in place of repairing and counting them.")
     task: Literal["auto", "sentence", "tags", "intent"] = Field(
         "auto", description="sentence or pair classes, tags, or intent with slots; auto: what the labels are."
     )
     arms: list[str] = Field(
         ["base", "lex", "syn", "lexsyn"],
         min_length=1,
-        description="base, lex, syn, lexsyn and the controls lex-static, lex-all, syn-upos, syn-tree, syn-random, "
-        "syn-chain, lexsyn-random, translate, xmixup.",
+        description="base, lex, syn, lexsyn and the controls lex-static, lex-all, lex-mix, syn-upos, syn-tree, "
+        "syn-random, syn-chain, lexsyn-random, translate, xmixup.",
     )
     num_seeds: int = Field(3, ge=1, description="Seeds of every arm.")
 
@@ -77,13 +80,24 @@ class TransferTrainConfig(Config):
         [], description="Words that never change: numbers, urls, placeholders, signs, labels, or an expression."
     )
     scripts: list[str] = Field([], description="LANGUAGE=SCRIPT: keep those translations, such as zh=Hans.")
+    reverse: bool = Field(False, description="Turn the dictionaries round.")
+    avoid: list[str] = Field(
+        [], description="Register or region of translations to leave out: LABEL or LANGUAGE=LABEL, such as dated."
+    )
+    prefer: list[str] = Field(
+        [], description="Register or region of translations to take alone where there are some, such as es=Mexico."
+    )
+    phrases: bool = Field(False, description="Make one word of each phrase that a dictionary has, such as New York.")
     sync_pairs: bool = Field(False, description="Switch a word of a pair alike in both sentences.")
     inflect: list[str] = Field(
         [], description="LANGUAGE=FILE: treebanks whose forms translations take, by the features of the source's trees."
     )
+    crf: bool = Field(False, description="Score and decode tags as a chain (a linear-chain CRF).")
     consistency: float = Field(0.0, ge=0, description="Weight of the symmetric KL of a text and its switched form.")
 
-    mixup: float = Field(0.5, ge=0, le=1, description="xmixup: share of the translation in the mixed states.")
+    mixup: float = Field(
+        0.5, ge=0, le=1, description="Share of the translation in mixed states (xmixup) and word vectors (lex-mix)."
+    )
 
     graph_layers: int = Field(4, ge=1, description="L: layers of graph attention.")
     graph_heads: int = Field(4, ge=1, description="H: heads of graph attention.")
@@ -125,6 +139,7 @@ class TransferEvaluateConfig(Config):
     source: str = Field("en", description="The language that the gap is measured from.")
     trees: list[str] = Field([], description="CoNLL-U files as LANGUAGE=FILE.")
     format: FORMATS = Field("auto", description="What the test files are written in.")
+    strict: bool = Field(False, description="Refuse faulty trees and tags in place of repairing and counting them.")
     generalised: bool = Field(False, description="Pair tasks: first sentence in one language, second in another.")
     xtreme: Literal["none", "xnli", "pawsx", "panx", "udpos"] = Field(
         "none", description="Write predictions as this task's folder of an XTREME submission."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from polyloom.core.errors import UserError
@@ -20,10 +21,17 @@ from polyloom.data.world.labelled import COARSE
 from polyloom.data.world.monolingual import any_frame
 from polyloom.data.world.render import Token, bio
 from polyloom.data.world.trees import tree
-from polyloom.methods.transfer.config import TransferTrainConfig
+from polyloom.methods.transfer.config import TransferEvaluateConfig, TransferTrainConfig
 from polyloom.methods.transfer.induction import InductionOptions, induce
 from polyloom.methods.transfer.inflection import Inflector, read_inflector
-from polyloom.methods.transfer.lexicon import count_hits, lexicon_notices, open_lexicons, read_weights, world_lexicon
+from polyloom.methods.transfer.lexicon import (
+    count_hits,
+    lexicon_notices,
+    open_lexicons,
+    phrased,
+    read_weights,
+    world_lexicon,
+)
 
 WORLD = "world"
 DEV_SHARE = 10
@@ -81,16 +89,7 @@ def read_data(config: TransferTrainConfig, needs_trees: bool) -> Data:
     if config.data == [WORLD]:
         return world_data(config.language, ["de", "es"], config.seed)
     notices: Counter[str] = Counter()
-
-    def read(paths: Iterable[Path], language: str) -> list[Example]:
-        examples = []
-        for number, path in enumerate(paths):
-            found = read_labelled(path, format=config.format, language=language)
-            notices.update(found.notices)
-            # Ids name random streams and cached trees: those of two files must not meet.
-            examples += [replace(one, id=f"{number}/{one.id}" if number else one.id) for one in found.examples]
-        return unique_ids(examples)
-
+    read = partial(read_examples, config=config, notices=notices)
     train = read([Path(name) for name in config.data], config.language)
     dev = read([Path(name) for name in config.dev], config.language)
     if not dev:
@@ -108,7 +107,7 @@ def read_data(config: TransferTrainConfig, needs_trees: bool) -> Data:
         # A translation has the class of its source; word tags only where the file gives them.
         examples[:] = [replace(one, label=of.label) for one, of in zip(examples, train, strict=True)]
     data.notices = [f"{count} {what}." for what, count in notices.items()]
-    _add_trees(data, split_specs(config.trees, "--trees"), needs_trees)
+    _add_trees(data, split_specs(config.trees, "--trees"), needs_trees, config.strict)
     _add_lexicons(data, config)
     if config.inflect:
         source = split_specs(config.trees, "--trees").get(config.language, [])
@@ -118,6 +117,22 @@ def read_data(config: TransferTrainConfig, needs_trees: bool) -> Data:
         data.inflector = read_inflector(source, split_specs(config.inflect, "--inflect"))
     data.texts = read_texts(config.pretrain) if config.pretrain else data.texts
     return data
+
+
+def read_examples(
+    paths: Sequence[Path],
+    language: str,
+    config: TransferTrainConfig | TransferEvaluateConfig,
+    notices: Counter[str],
+) -> list[Example]:
+    """Read labelled files of a language; what was repaired or dropped is added to the notices."""
+    examples = []
+    for number, path in enumerate(paths):
+        found = read_labelled(path, format=config.format, language=language, strict=config.strict)
+        notices.update(found.notices)
+        # Ids name random streams and cached trees: those of two files must not meet.
+        examples += [replace(one, id=f"{number}/{one.id}" if number else one.id) for one in found.examples]
+    return unique_ids(examples)
 
 
 def unique_ids(examples: Sequence[Example]) -> list[Example]:
@@ -140,17 +155,27 @@ def split_dev(examples: Sequence[Example]) -> tuple[list[Example], list[Example]
     return [example for example in examples if not is_dev(example)], dev
 
 
-def _add_trees(data: Data, files: Mapping[str, Sequence[Path]], needs_trees: bool) -> None:
+def read_trees(code: str, paths: Sequence[Path], strict: bool) -> tuple[list[Sentence], list[str]]:
+    """Read treebanks of a language, and say what was repaired, with the first place of each file."""
+    banks = [read_conllu(path, strict=strict) for path in paths]
+    notices = [
+        f"Trees of {code}: {', '.join(f'{count} {what}' for what, count in bank.repairs.items())} repaired, "
+        f"first in {bank.places[0]}."
+        for bank in banks
+        if bank.places
+    ]
+    return [one for bank in banks for one in bank.sentences], notices
+
+
+def _add_trees(data: Data, files: Mapping[str, Sequence[Path]], needs_trees: bool, strict: bool) -> None:
     parts = [(data.source, data.train), (data.source, data.dev), *data.tests.items(), *data.oracles.items()]
     parts += list(data.translations.items())
     for code in files:
-        banks = [read_conllu(path) for path in files[code]]
-        data.notices += [
-            f"Trees of {code}: {count} {what} repaired." for bank in banks for what, count in bank.repairs.items()
-        ]
-        index = tree_index(one for bank in banks for one in bank.sentences)
+        trees, notices = read_trees(code, files[code], strict)
+        data.notices += notices
+        index = tree_index(trees)
         # Without a text of its own the tiny encoder reads the treebanks' sentences.
-        data.texts += [one.words for bank in banks for one in bank.sentences]
+        data.texts += [one.words for one in trees]
         for language, examples in parts:
             if language == code:
                 examples[:], missing = with_trees(examples, index)
@@ -212,7 +237,15 @@ def with_trees(examples: Sequence[Example], index: Index) -> tuple[list[Example]
 def _add_lexicons(data: Data, config: TransferTrainConfig) -> None:
     if not config.dictionaries:
         return
-    data.lexicons = open_lexicons(config.dictionaries, scripts=config.scripts)
+    data.lexicons = open_lexicons(
+        config.dictionaries,
+        scripts=config.scripts,
+        reverse=config.reverse,
+        avoid=config.avoid,
+        prefer=config.prefer,
+    )
+    if config.phrases:
+        data.train = phrased(data.train, data.lexicons)
     read_weights(config.weights, data.lexicons)
     words = [one.words for example in data.train for one in example.sentences]
     hits = [count_hits(code, dictionary, words) for code, dictionary in data.lexicons.items()]

@@ -24,6 +24,12 @@ class SwitchConfig(Config):
     dictionary_format: Format = Field("auto", description="What the dictionaries are written in.")
     scripts: list[str] = Field([], description="LANGUAGE=SCRIPT: keep those translations, such as zh=Hans.")
     reverse: bool = Field(False, description="Turn the dictionaries round.")
+    avoid: list[str] = Field(
+        [], description="Register or region of translations to leave out: LABEL or LANGUAGE=LABEL, such as dated."
+    )
+    prefer: list[str] = Field(
+        [], description="Register or region of translations to take alone where there are some, such as es=Mexico."
+    )
     rate: float = Field(0.5, ge=0, le=1, description="Share of the words that are drawn.")
     mode: Literal["count", "cosda", "paper"] = Field(
         "count",
@@ -52,6 +58,13 @@ class SwitchConfig(Config):
         [], description="Text of the target languages, for --choose freq. [default: the order of --model's vocabulary]"
     )
     model: str | None = Field(None, description="Hugging Face encoder for --choose sense (its embeddings) and freq.")
+    shots: int = Field(
+        0, ge=0, description="Write few-shot prompts of as many examples, switched into the question's language."
+    )
+    queries: list[str] = Field([], description="LANGUAGE=FILE: questions of the prompts. [default: the world's]")
+    decoder: str | None = Field(
+        None, description="Causal language model that answers them, where they ask for classes."
+    )
     num_epochs: int = Field(1, ge=1, description="Passes to export; dynamic switching differs in each.")
     num_workers: int = Field(1, ge=1, description="Processes; the data are the same for any number.")
     check_workers: list[int] = Field([], description="Switch with these numbers of processes, too, and compare.")
@@ -86,6 +99,10 @@ class TransferDictionaryConfig(Config):
     dictionary_format: Format = Field("auto", description="What it is written in.")
     reverse: bool = Field(False, description="Turn it round.")
     script: str | None = Field(None, description="Keep translations in this script, such as Latn, Hans or Hant.")
+    avoid: list[str] = Field([], description="Register or region of translations to leave out, such as dated.")
+    prefer: list[str] = Field(
+        [], description="Register or region of translations to take alone where there are some, such as Mexico."
+    )
     source_text: Path | None = Field(
         None, description="Parallel text: source lines, or both languages with ' ||| ' or TAB. [default: the world's]"
     )
@@ -97,12 +114,19 @@ class TransferDictionaryConfig(Config):
     method: Literal["ibm1", "argmax", "itermax"] = Field(
         "ibm1", description="ibm1: from counts alone; argmax, itermax: alignments by --model's similarities."
     )
+    source_vectors: Path | None = Field(
+        None, description="Word vectors in text (fastText's .vec) to induce from by CSLS, in place of parallel text."
+    )
+    target_vectors: Path | None = Field(None, description="Those of the target language, in the same space.")
+    num_words: int = Field(20_000, ge=1, description="Words of either file, the most frequent.")
     model: str | None = Field(None, description="Hugging Face encoder for argmax and itermax.")
     layer: int = Field(-1, description="Its hidden state; -1 is the last.")
     iterations: int = Field(4, ge=1, description="Passes of expectation maximisation.")
     tension: float = Field(4.0, ge=0, description="Preference for the diagonal; 0 is IBM model 1 as published.")
     smoothing: float = Field(1.0, ge=0, description="Links added to each word's total.")
-    threshold: float = Field(0.25, ge=0, lt=1, description="Least product of both directions' probabilities.")
+    threshold: float = Field(
+        0.25, ge=0, lt=1, description="Least product of both directions' probabilities, or least cosine of vectors."
+    )
     min_count: int = Field(3, ge=1, description="Least number of sightings of either word.")
     mutual: bool = Field(True, description="Keep a pair only if each is the other's best.")
     reference: Path | None = Field(None, description="Held-out dictionary to score the best translations against.")

@@ -24,7 +24,7 @@ from polyloom.methods.transfer.sequences import Heads, Sequencer, gold_heads
 from polyloom.metrics.tagging import Counts, score
 
 # Arms whose difference is what a dictionary did.
-LEXICAL = (("lex", "base"), ("lexsyn", "syn"), ("lex-static", "base"), ("lex-all", "base"))
+LEXICAL = (("lex", "base"), ("lexsyn", "syn"), ("lex-static", "base"), ("lex-all", "base"), ("lex-mix", "base"))
 NUM_PARTS = 4
 LEAST_SENTENCES = 5
 NUM_WORDS = 10

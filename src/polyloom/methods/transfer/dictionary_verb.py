@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,10 +28,12 @@ from polyloom.methods.transfer.induction import (
 )
 from polyloom.methods.transfer.lexicon import (
     count_hits,
+    keep_labels,
     keep_script,
     lexicon_notices,
     world_lexicon,
 )
+from polyloom.methods.transfer.static import induce_from_vectors, read_vectors
 from polyloom.metrics.statistics import wilson_interval
 from polyloom.runs.folder import Run
 
@@ -52,16 +55,20 @@ def run_dictionary(config: TransferDictionaryConfig, run: Run) -> Result:
             config.dictionary, format=config.dictionary_format, target_language=config.target_language
         )
         num_pairs = 0
+    elif config.source_vectors or config.target_vectors:
+        found, num_pairs = _from_vectors(config), 0
     else:
         pairs = _parallel(config)
         num_pairs = config.num_pairs or max(1, len(pairs) - len(pairs) // HELD_OUT)
         found, held_out = _induce(config, pairs[:num_pairs]), pairs[num_pairs:]
         num_pairs = min(num_pairs, len(pairs))
-        if not found.entries:
-            raise UserError("no pair of words is sure enough.", where="--threshold", hint="Lower it, or --min-count.")
+    if not found.entries:
+        raise UserError("no pair of words is sure enough.", where="--threshold", hint="Lower it, or --min-count.")
     seconds = time.process_time() - started
     found = found.inverted() if config.reverse else found
     found = keep_script(found, config.script) if config.script else found
+    tables = _label_table(found)
+    found = keep_labels(found, config.avoid, config.prefer) if config.avoid or config.prefer else found
     write_text(run.artifact("dictionary.tsv"), tsv(found))
     scalars = {
         "num_entries": Scalar(value=len(found.entries)),
@@ -70,7 +77,7 @@ def run_dictionary(config: TransferDictionaryConfig, run: Run) -> Result:
         "cpu_seconds": Scalar(value=seconds, unit="s"),
     }
     verdicts = [f"{len(found.entries)} headwords ({found.format}) are in artifacts/dictionary.tsv."]
-    tables = {"entries": _entries_table(found)}
+    tables["entries"] = _entries_table(found)
     if num_pairs:
         scalars["num_pairs"] = Scalar(value=num_pairs)
     for part in (_score_held_out(found, held_out, config), _score_reference(found, config), _score_text(found, config)):
@@ -90,7 +97,7 @@ def run_dictionary(config: TransferDictionaryConfig, run: Run) -> Result:
         verdicts=verdicts,
         limitations=[
             "A reference dictionary lists base forms and misses right translations: P@1 against it is a lower bound.",
-            *([NOTICE] if not config.dictionary and not config.source_text else []),
+            *([NOTICE] if not (config.dictionary or config.source_text or config.source_vectors) else []),
         ],
     )
 
@@ -125,6 +132,13 @@ def _induce(config: TransferDictionaryConfig, pairs: Sequence[Pair]) -> Dictiona
     return induce_from_links(pairs, links, options)
 
 
+def _from_vectors(config: TransferDictionaryConfig) -> Dictionary:
+    if not (config.source_vectors and config.target_vectors):
+        raise UserError("vectors of one language induce nothing.", where="--source-vectors", hint="Name both files.")
+    source, target = (read_vectors(path, config.num_words) for path in (config.source_vectors, config.target_vectors))
+    return induce_from_vectors(source, target, config.threshold, config.mutual)
+
+
 def _score_held_out(found: Dictionary, pairs: Sequence[Pair], config: TransferDictionaryConfig) -> _Part:
     if not pairs or config.reverse:
         return {}, {}, []
@@ -141,7 +155,7 @@ def _score_held_out(found: Dictionary, pairs: Sequence[Pair], config: TransferDi
 def _score_reference(found: Dictionary, config: TransferDictionaryConfig) -> _Part:
     if config.reference:
         reference = read_dictionary(config.reference, target_language=config.target_language)
-    elif not config.dictionary and not config.source_text:
+    elif not config.dictionary and not config.source_text and not config.source_vectors:
         both = (config.source_language, config.target_language)
         reference = world_lexicon(World(list(both), seed=config.seed), *both)
     else:
@@ -175,6 +189,14 @@ def _score_text(found: Dictionary, config: TransferDictionaryConfig) -> _Part:
     scalars = {"hit_rate": Scalar(value=hits.rate), "reversed_hit_rate": Scalar(value=hits.reversed_rate)}
     text = f"{hits.rate:.1%} of {hits.num_words} words are headwords."
     return scalars, {}, [text, *lexicon_notices([hits])]
+
+
+def _label_table(found: Dictionary) -> dict[str, Table]:
+    """Return the registers and regions that `--avoid` and `--prefer` may name, the most frequent first."""
+    known = Counter(label for own in found.entries.values() for one in own for label in one.labels)
+    rows: list[list[Any]] = [[label, number] for label, number in known.most_common(MAX_ROWS)]
+    title = "Registers and regions of the translations"
+    return {"labels": Table(columns=["label", "translations"], rows=rows, title=title)} if rows else {}
 
 
 def _entries_table(found: Dictionary) -> Table:

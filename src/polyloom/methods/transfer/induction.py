@@ -375,10 +375,10 @@ def tsv(dictionary: Dictionary) -> str:
     """Write a dictionary as TSV with named columns, which `read_dictionary` reads back."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, delimiter="\t", lineterminator="\n")
-    writer.writerow(("source", "target", "score", "pos"))
+    writer.writerow(("source", "target", "score", "pos", "labels"))
     for head, own in dictionary.entries.items():
         for one in own:
-            writer.writerow((head, one.text, "" if one.score is None else one.score, one.pos))
+            writer.writerow((head, one.text, "" if one.score is None else one.score, one.pos, "; ".join(one.labels)))
     return buffer.getvalue()
 
 

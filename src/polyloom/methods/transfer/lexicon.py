@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from polyloom.data.dictionaries import (
     Translation,
     read_dictionary,
 )
-from polyloom.data.records import OUTSIDE, UPOS, Range, Sentence, surface
+from polyloom.data.records import OUTSIDE, UPOS, Example, Range, Sentence, surface
 from polyloom.data.world import World, records, supply
 
 Lexicons = Mapping[str, Dictionary]
@@ -34,6 +35,7 @@ COVERAGE_WARNED_BELOW = 0.05
 REVERSED_ABOVE = 0.30
 INVERTED_BELOW = 1 / 3
 MAX_CHECKED_WORDS = 20_000
+NUM_SHOWN = 8
 # Chinese in one of its two scripts: the characters of a national standard stand for it.
 _CHARACTER_SETS = {"Hans": "gb2312", "Hant": "big5"}
 
@@ -85,6 +87,38 @@ def keep_script(dictionary: Dictionary, script: str) -> Dictionary:
     return replace(dictionary, entries=kept, _folded={})
 
 
+def has_label(labels: Iterable[str], wanted: str) -> bool:
+    """Tell whether a label, or a word of it, begins as wanted; case is folded: `austria` finds `Austrian German`."""
+    start = wanted.casefold()
+    return any(part.startswith(start) for label in labels for part in (label.casefold(), *label.casefold().split()))
+
+
+def keep_labels(dictionary: Dictionary, avoid: Sequence[str] = (), prefer: Sequence[str] = ()) -> Dictionary:
+    """Filter translations by register and region; headwords that lose all of theirs go.
+
+    Args:
+        dictionary: with labels, such as `dated` or `Mexico`.
+        avoid: translations that are labelled so are left out.
+        prefer: where a headword has translations that are labelled so, the others are left out.
+
+    Raises:
+        UserError: no translation has one of the labels.
+    """
+    known = Counter(label for own in dictionary.entries.values() for one in own for label in one.labels)
+    for option, labels in (("--avoid", avoid), ("--prefer", prefer)):
+        for label in labels:
+            if not has_label(known, label):
+                most = ", ".join(name for name, _ in known.most_common(NUM_SHOWN)) or "none at all"
+                raise UserError(f"no translation is labelled {label!r}.", where=option, hint=f"Most common: {most}.")
+    entries = {}
+    for head, own in dictionary.entries.items():
+        kept = tuple(one for one in own if not any(has_label(one.labels, label) for label in avoid))
+        liked = tuple(one for one in kept if any(has_label(one.labels, label) for label in prefer))
+        if kept:
+            entries[head] = liked or kept
+    return replace(dictionary, entries=entries, _folded={})
+
+
 def single_words(dictionary: Dictionary) -> Dictionary:
     """Keep the entries of one word on both sides."""
     kept = {
@@ -96,35 +130,60 @@ def single_words(dictionary: Dictionary) -> Dictionary:
 
 
 def open_lexicons(
-    specs: Sequence[str], *, scripts: Sequence[str] = (), reverse: bool = False, format: Format = "auto"
+    specs: Sequence[str],
+    *,
+    scripts: Sequence[str] = (),
+    reverse: bool = False,
+    format: Format = "auto",
+    avoid: Sequence[str] = (),
+    prefer: Sequence[str] = (),
 ) -> dict[str, Dictionary]:
     """Read the dictionaries of several target languages.
 
     Args:
-        specs: `language=file`, such as `de=en-de.txt`.
+        specs: `language=file`, such as `de=en-de.txt`; of several files of a language the first comes first.
         scripts: `language=script`: keep the translations in it, such as `zh=Hans`.
         reverse: turn each dictionary round.
         format: of all files.
+        avoid: `label` or `language=label` of translations to leave out; see `keep_labels`.
+        prefer: the same, of translations to keep alone where there are some.
 
     Raises:
-        UserError: a specification without `=`, a language twice, or a file that cannot be read.
+        UserError: a specification without `=`, or a file that cannot be read.
     """
     found: dict[str, Dictionary] = {}
     for spec in specs:
         language, equals, name = spec.partition("=")
         if not (equals and language and name):
             raise UserError(f"{spec!r} names no language.", where="--dictionaries", hint="Write language=file.")
-        if language in found:
-            raise UserError(f"{language!r} has two dictionaries.", where="--dictionaries", hint="Join the files.")
         opened = read_dictionary(Path(name), format=format, target_language=language)
-        found[language] = opened.inverted() if reverse else opened
+        opened = opened.inverted() if reverse else opened
+        found[language] = joined(found[language], opened, Path(name).name) if language in found else opened
     for spec in scripts:
         language, equals, script = spec.partition("=")
         if not equals or language not in found:
             hint = f"Write language=script for one of: {', '.join(found)}."
             raise UserError(f"{spec!r} fits no dictionary.", where="--scripts", hint=hint)
         found[language] = keep_script(found[language], script)
+    if avoid or prefer:
+        found = {code: keep_labels(one, _of(avoid, code), _of(prefer, code)) for code, one in found.items()}
     return found
+
+
+def _of(labels: Sequence[str], code: str) -> list[str]:
+    """Return the labels for a language: those that name it, and those that name none."""
+    parts = [(spec.partition("=")[::2] if "=" in spec else (code, spec)) for spec in labels]
+    return [label for language, label in parts if language == code]
+
+
+def joined(first: Dictionary, second: Dictionary, name: str) -> Dictionary:
+    """Return the entries of two dictionaries, the first one's translations first; `name` is the second one's file."""
+    entries = dict(first.entries)
+    for head, own in second.entries.items():
+        known = {one.text for one in entries.get(head, ())}
+        new = (replace(one, place=f"{name} {one.place}") for one in own if one.text not in known)
+        entries[head] = (*entries.get(head, ()), *new)
+    return replace(first, entries=entries, num_lines=first.num_lines + second.num_lines, _folded={})
 
 
 def read_weights(specs: Sequence[str], languages: Iterable[str]) -> dict[str, float]:
@@ -180,6 +239,14 @@ def join_phrases(sentence: Sentence, lexicons: Lexicons) -> Sentence:
     skipped = {i for one in ranges for i in range(one.start, one.end)}
     kept = [i for i in range(len(words)) if i in starts or i not in skipped]
     return replace(joined, labels=tuple(sentence.labels[i] for i in kept))
+
+
+def phrased(examples: Iterable[Example], lexicons: Lexicons) -> list[Example]:
+    """Return examples with the phrases of all their sentences joined; see `join_phrases`."""
+    return [
+        replace(one, sentences=tuple(join_phrases(sentence, lexicons) for sentence in one.sentences))
+        for one in examples
+    ]
 
 
 def _one_label(labels: Sequence[str], start: int, end: int) -> bool:

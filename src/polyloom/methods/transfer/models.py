@@ -19,6 +19,8 @@ from polyloom.core.seeding import derive_seed
 from polyloom.data.records import OUTSIDE, Example
 from polyloom.methods.transfer.adapters import Adapters
 from polyloom.methods.transfer.adaptor import SyntaxAdaptor, word_embeddings
+from polyloom.methods.transfer.crf import LinearChain
+from polyloom.methods.transfer.mixing import Mixer
 from polyloom.methods.transfer.sequences import (
     IGNORED,
     NUM_DEPRELS,
@@ -80,12 +82,16 @@ class SentenceHead(nn.Module):
 
 
 class Outputs(NamedTuple):
-    """Logits of classes [batch, classes] and of words' tags [batch, words, tags], structural loss, and states."""
+    """Logits of classes [batch, classes] and of words' tags [batch, words, tags], structural loss, and states.
+
+    `chain` is the mean loss of a word by the CRF, where there is one and the batch has tags.
+    """
 
     label: Tensor | None
     tags: Tensor | None
     structure: Tensor | None
     states: Tensor
+    chain: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,7 @@ class TransferModel(nn.Module):
         syntax: Syntax | None = None,
         adapter_width: int = 0,
         languages: Sequence[str] = (),
+        crf: bool = False,
         dropout: float = 0.1,
         seed: int = 0,
     ) -> None:
@@ -125,13 +132,16 @@ class TransferModel(nn.Module):
             syntax: the adaptor's settings; None for no adaptor.
             adapter_width: of bottleneck adapters, which freeze the encoder; 0 for none.
             languages: that have adapters of their own.
+            crf: tags are decoded as a chain.
             dropout: of the heads.
             seed: of the new parameters.
 
         Raises:
-            UserError: the encoder has no keys and values that the adaptor could change.
+            UserError: the encoder has no keys and values that the adaptor could change, or there are no tags to chain.
         """
         super().__init__()
+        if crf and not targets.tags:
+            raise UserError("a CRF needs word tags, and the task has none.", where="--crf")
         self.encoder = encoder
         self.targets = targets
         self.syntax = syntax
@@ -143,14 +153,24 @@ class TransferModel(nn.Module):
             torch.manual_seed(derive_seed(seed, "heads"))
             self.sentence = SentenceHead(width, len(targets.labels), dropout) if targets.labels else None
             self.token = nn.Linear(width, len(targets.tags)) if targets.tags else None
+            self.chain = LinearChain(len(targets.tags)) if crf else None
             torch.manual_seed(derive_seed(seed, "adaptor"))
             self.adaptor = _adaptor(encoder, syntax) if syntax else None
+        self.mixer: Mixer | None = None
         self.adapters = _adapters(encoder, adapter_width, languages, seed) if adapter_width else None
         self.dropout = nn.Dropout(dropout)
+
+    def mix(self, share: float) -> None:
+        """Mix the vectors of words with those of the translations that a batch names in `mixed`."""
+        encoder = self.encoder
+        embeddings = encoder.embedding if isinstance(encoder, WordEncoder) else word_embeddings(encoder)
+        self.mixer = Mixer(embeddings, share)
 
     def forward(self, batch: Batch) -> Outputs:
         """Run a batch of `Sequencer.batch`."""
         structure = None
+        if self.mixer is not None:
+            self.mixer.translations = batch.get("mixed")
         if self.adaptor is not None and isinstance(self.encoder, PreTrainedModel):
             embeddings = word_embeddings(self.encoder)(batch["input_ids"])
             g = self.adaptor.prepare(embeddings, batch)
@@ -167,7 +187,19 @@ class TransferModel(nn.Module):
         if self.token is not None:
             places = batch["words"][:, :, None].expand(-1, -1, states.shape[-1])
             tags = self.token(self.dropout(states.gather(1, places)))
-        return Outputs(label, tags, structure, states)
+        return Outputs(label, tags, structure, states, self._chain_loss(tags, batch))
+
+    def _chain_loss(self, tags: Tensor | None, batch: Batch) -> Tensor | None:
+        if self.chain is None or tags is None:
+            return None
+        mask = batch["tags"] != IGNORED
+        if not bool(mask.any()):
+            return None
+        return -self.chain.log_likelihood(tags.float(), batch["tags"], mask).sum() / mask.sum()
+
+    def tag_numbers(self, tags: Tensor, batch: Batch) -> Tensor:
+        """Return the tags that logits [batch, words, tags] stand for: the likeliest, one by one or as a chain."""
+        return tags.argmax(-1) if self.chain is None else self.chain.decode(tags.float(), batch["words"] > 0)
 
     def _encode(self, batch: Batch) -> Tensor:
         given = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
@@ -219,7 +251,9 @@ def task_loss(outputs: Outputs, batch: Batch) -> Tensor:
     losses = []
     if outputs.label is not None:
         losses.append(functional.cross_entropy(outputs.label.float(), batch["label"]))
-    if outputs.tags is not None and bool((batch["tags"] != IGNORED).any()):
+    if outputs.chain is not None:
+        losses.append(outputs.chain)
+    elif outputs.tags is not None and bool((batch["tags"] != IGNORED).any()):
         losses.append(
             functional.cross_entropy(outputs.tags.flatten(0, 1).float(), batch["tags"].flatten(), ignore_index=IGNORED)
         )
@@ -264,7 +298,8 @@ def predict(
             for i, number in zip(rows, outputs.label.argmax(-1).tolist(), strict=True):
                 labels[i] = model.targets.labels[number]
         if outputs.tags is not None:
-            for i, numbers, places in zip(rows, outputs.tags.argmax(-1).tolist(), batch["words"].tolist(), strict=True):
+            numbered = model.tag_numbers(outputs.tags, batch).tolist()
+            for i, numbers, places in zip(rows, numbered, batch["words"].tolist(), strict=True):
                 size = len(examples[i].sentences[0].words)
                 pairs = list(zip(numbers, places, strict=True))[:size]
                 said = (model.targets.tags[number] if place else OUTSIDE for number, place in pairs)
@@ -318,6 +353,7 @@ def save_transfer(
             "syntax": asdict(model.syntax) if model.syntax else None,
             "adapter_width": model.adapters.bottleneck if model.adapters else 0,
             "languages": list(model.adapters.languages) if model.adapters else [],
+            "crf": model.chain is not None,
             "max_length": sequencer.max_length,
             "words": vocabulary,
             "width": width,
@@ -364,6 +400,7 @@ def load_transfer(folder: Path) -> Loaded:
         syntax=syntax,
         adapter_width=about.get("adapter_width", 0),
         languages=about.get("languages", ()),
+        crf=about.get("crf", False),
         dropout=0.0,
     )
     missing, unexpected = model.load_state_dict(tensors, strict=False)

@@ -98,25 +98,26 @@ def measure(said: Predictions, examples: Sequence[Example], targets: Targets) ->
     return found
 
 
-def unknown_labels(language: str, examples: Sequence[Example], targets: Targets) -> list[str]:
+def unknown_labels(language: str, examples: Sequence[Example], targets: Targets, strict: bool = False) -> list[str]:
     """Say which labels of a test set training never had: they count as wrong.
 
     Args:
         language: of the test set.
         examples: with their labels.
         targets: what training had.
+        strict: refuse the first.
 
     Returns:
         A sentence, or nothing.
 
     Raises:
-        UserError: they are too many for the same task; the first place is named.
+        UserError: they are too many for the same task, or any under `strict`; the first place is named.
     """
     gold = [(one.label, one) for one in examples] if targets.labels else []
     gold += [(tag, one) for one in examples for tag in one.sentences[0].labels] if targets.tags else []
     known = {*targets.labels, *targets.tags}
     unknown = [(label, one) for label, one in gold if label not in known]
-    if len(unknown) > UNKNOWN_ABOVE * len(gold):
+    if len(unknown) > (0 if strict else UNKNOWN_ABOVE * len(gold)):
         label, one = unknown[0]
         what = f"the label {label!r} is none of the training data's ({len(unknown)} of {len(gold)} are none)."
         raise UserError(what, where=one.sentences[0].source or language, hint=closest(label, known))
@@ -156,7 +157,7 @@ def run_protocol(config: TransferTrainConfig, data: Data, run: Run) -> tuple[Tar
     check_leak(list(arms.values()), config, targets)
     pin_threads()
     for language, examples in (data.tests | data.oracles).items():
-        data.notices += unknown_labels(language, examples, targets)
+        data.notices += unknown_labels(language, examples, targets, config.strict)
     _, steps = steps_of(len(data.train), config)
     reading = -(-len(data.texts) // PRETRAIN_BATCH) * config.pretrain_epochs if config.encoder == "tiny" else 0
     outcomes = []

@@ -8,6 +8,8 @@ from polyloom.reports.figures import Figure, default_figures, series_figure, ser
 CAPTIONS = {
     "what each part adds": "Difference of two arms on the mean of the target languages, with its 95 % interval over "
     "sentences; arms share seeds and batches.",
+    "what a dictionary adds, by coverage": "Gain of the arm with the dictionary, in four parts of the sentences by the "
+    "share of their words that the dictionary taught.",
     "scores by language": "Score of every arm by language, mean over the seeds with its 95 % t interval.",
 }
 

@@ -14,17 +14,19 @@ from polyloom.methods.transfer.protocol import Outcome
 from polyloom.metrics.statistics import Comparison, Interval, compare_paired, correct_family, t_interval
 from polyloom.metrics.tagging import bootstrap_difference
 
-# Which differences say what a part adds; a pair is reported where both of its arms were run.
+# Which differences say what a part adds, the whole first; a pair is reported where both of its arms were run.
 PAIRS = (
+    ("lexsyn", "base"),
     ("lex", "base"),
     ("syn", "base"),
-    ("lexsyn", "base"),
     ("lexsyn", "lex"),
     ("lexsyn", "syn"),
     ("lex", "lex-static"),
     ("lex", "lex-all"),
+    ("lex", "lex-mix"),
     ("lex-static", "base"),
     ("lex-all", "base"),
+    ("lex-mix", "base"),
     ("syn", "syn-random"),
     ("syn", "syn-chain"),
     ("syn", "syn-upos"),
@@ -87,6 +89,17 @@ def target_means(outcomes: Sequence[Outcome], targets: Sequence[str], metric: st
     return [float(np.mean([one.value(code, metric) for code in targets])) for one in outcomes]
 
 
+def gain_over_sentences(
+    first: Sequence[Outcome], second: Sequence[Outcome], targets: Sequence[str], metric: str, seed: int
+) -> Interval:
+    """Return the points of one arm over another on the mean of languages, with the interval over sentences."""
+    counts = [
+        ([one.counts[code][metric] for one in first], [one.counts[code][metric] for one in second]) for code in targets
+    ]
+    gain = bootstrap_difference(counts, seed=seed)
+    return Interval(100 * gain.value, 100 * gain.low, 100 * gain.high)
+
+
 def compare_arms(
     groups: Mapping[str, Sequence[Outcome]], targets: Sequence[str], metric: str, margin: float, seed: int
 ) -> list[Compared]:
@@ -112,15 +125,10 @@ def compare_arms(
             for a, b in pairs
         ]
         seeds = list(correct_family(found)) if found else []
-    result = []
-    for (a, b), over_seeds in zip(pairs, seeds, strict=True):
-        counts = [
-            ([one.counts[code][metric] for one in groups[a]], [one.counts[code][metric] for one in groups[b]])
-            for code in targets
-        ]
-        over = bootstrap_difference(counts, seed=seed)
-        result.append(Compared(a, b, Interval(100 * over.value, 100 * over.low, 100 * over.high), over_seeds))
-    return result
+    return [
+        Compared(a, b, gain_over_sentences(groups[a], groups[b], targets, metric, seed), over_seeds)
+        for (a, b), over_seeds in zip(pairs, seeds, strict=True)
+    ]
 
 
 def scalars_of(
@@ -150,7 +158,9 @@ def scalars_of(
     num_seeds = len(next(iter(groups.values())))
     total = sum(one.cpu_seconds for outcomes in groups.values() for one in outcomes)
     found["cpu_seconds_per_seed"] = Scalar(value=total / num_seeds, unit="s")
-    return found
+    # Readers see the first few: what the arms add, then their means, then all else.
+    order = {name: ("_gain_" not in name, "_target_" not in name) for name in found}
+    return {name: found[name] for name in sorted(found, key=lambda name: order[name])}
 
 
 def _against_base(
@@ -165,13 +175,8 @@ def _against_base(
 ) -> dict[str, Scalar]:
     found = {}
     if targets:
-        counts = [
-            ([one.counts[code][metric] for one in outcomes], [one.counts[code][metric] for one in base])
-            for code in targets
-        ]
-        gain = bootstrap_difference(counts, seed=seed)
-        over = Interval(100 * gain.value, 100 * gain.low, 100 * gain.high)
-        found[f"{name}_gain_{slug(metric)}"] = as_scalar(over, "points")
+        gain = gain_over_sentences(outcomes, base, targets, metric, seed)
+        found[f"{name}_gain_{slug(metric)}"] = as_scalar(gain, "points")
     if source in languages:
         losses = [b.value(source, metric) - a.value(source, metric) for a, b in zip(outcomes, base, strict=True)]
         found[f"{name}_source_loss_{slug(metric)}"] = as_scalar(interval(losses), "points")
@@ -241,7 +246,7 @@ def language_series(
     found = {}
     for arm, outcomes in groups.items():
         values = [interval([one.value(code, metric) for one in outcomes]) for code in languages]
-        found[f"{arm} by language"] = Series(
+        found[arm] = Series(
             x=list(range(len(languages))),
             y=[one.value for one in values],
             low=[one.low for one in values],
@@ -269,6 +274,17 @@ def verdicts_of(compared: Sequence[Compared], metric: str, num_seeds: int) -> li
             line += f"; over {num_seeds} seeds [{d.low:+.1f}, {d.high:+.1f}]: {one.seeds.word}"
         lines.append(f"{line}.")
     return lines
+
+
+def plain_verdicts(groups: Mapping[str, Sequence[Outcome]], targets: Sequence[str], metric: str) -> list[str]:
+    """Say what there is to say where no two arms can be compared."""
+    if not targets:
+        return ["There is no target test file: models were trained."]
+    return [
+        f"{arm}: {np.mean(target_means(outcomes, targets, metric)):.1f} % {metric} on {', '.join(targets)}; "
+        "no other arm was run that would say what it adds."
+        for arm, outcomes in groups.items()
+    ]
 
 
 def oracle_table(groups: Mapping[str, Sequence[Outcome]]) -> Table | None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polyloom.core.errors import UserError, closest
@@ -20,6 +20,7 @@ from polyloom.data.treebanks import universal
 from polyloom.methods.transfer.method import PAD_DISTANCE, sequence_heads, tree_distances
 
 IGNORED = -100
+ABSENT = -1
 _SPECIAL = ("[CLS]", "[SEP]", "[UNK]")
 UPOS_IDS = {name: number for number, name in enumerate((*UPOS, *_SPECIAL), start=1)}
 RELATIONS = (
@@ -48,6 +49,7 @@ class Pieces(Protocol):
     """What turns a word into the ids of its pieces."""
 
     layout: Layout
+    num_positions: int | None
 
     def __call__(self, word: str) -> tuple[int, ...]:
         """Return at least one id."""
@@ -61,6 +63,7 @@ class TokenizerPieces:
         """Find out how the tokenizer marks the beginning of a word and what it puts around texts."""
         self.tokenizer = tokenizer
         self.layout = _layout(tokenizer, model)
+        self.num_positions = num_positions(model)
         alone, behind = self._encode("a"), self._encode(" a")
         self._prefix = " " if len(alone) == len(behind) and alone != behind else ""
         self._known: dict[str, tuple[int, ...]] = {}
@@ -75,6 +78,16 @@ class TokenizerPieces:
     def _encode(self, text: str) -> tuple[int, ...]:
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
         return tuple(ids)
+
+
+def num_positions(model: PreTrainedModel) -> int | None:
+    """Return how many positions an encoder has; None where they are not bounded. RoBERTa's begin behind its pad."""
+    tables = [part for name, part in model.named_modules() if name.endswith("position_embeddings")]
+    learned = next((part for part in tables if isinstance(part, nn.Embedding)), None)
+    if learned is None:
+        limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        return limit
+    return learned.num_embeddings - (0 if learned.padding_idx is None else learned.padding_idx + 1)
 
 
 def _layout(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Layout:
@@ -102,6 +115,7 @@ class WordPieces:
     """Whole words as pieces, lower-cased; a translation of several words has several."""
 
     layout = Layout(cls=1, sep=2, pad=0, unknown=3)
+    num_positions: int | None = None
 
     def __init__(self, words: Iterable[str]) -> None:
         """Number the words in their order; 0 to 3 are the special tokens."""
@@ -145,12 +159,12 @@ class Sequencer:
 
         Args:
             pieces: of the encoder.
-            max_length: positions of a sequence with its special tokens.
+            max_length: positions of a sequence with its special tokens; an encoder may have fewer.
             targets: names of classes and tags.
             heads: where the graph's trees come from; None leaves the graph out.
         """
         self.pieces = pieces
-        self.max_length = max_length
+        self.max_length = min(max_length, pieces.num_positions or max_length)
         self.targets = targets
         self.heads = heads
         self.cut: set[str] = set()
@@ -195,13 +209,36 @@ class Sequencer:
             raise UserError(what, where=example.sentences[0].source, hint=closest(example.label, self._label_ids))
         return self._label_ids[example.label]
 
-    def _row(self, example: Example) -> _Row:
-        """Lay one example out; what is beyond `max_length` is cut, longest sentence first, from its end."""
+    def mixed(self, examples: Sequence[Example], switched: Sequence[Example]) -> Tensor:
+        """Return for each position of a batch the pieces of its word's translation, [batch, n, k], -1 for none.
+
+        Args:
+            examples: as they are, and as `batch` lays them out.
+            switched: the same with some words replaced.
+        """
+        rows: list[list[tuple[int, ...]]] = []
+        for one, other in zip(examples, switched, strict=True):
+            pieces, separators, _, kept = self._sizes(one)
+            row: list[tuple[int, ...]] = [()]
+            for number, (before, after) in enumerate(zip(one.sentences, other.sentences, strict=True)):
+                words = zip(before.words, after.words, pieces[number], strict=False)
+                own = [self.pieces(new) if new != old else () for old, new, parts in words for _ in parts]
+                row += [*own[: kept[number]], *[()] * separators[number]]
+            rows.append(row)
+        return _stack_cubes(rows)
+
+    def _sizes(self, example: Example) -> tuple[list[list[tuple[int, ...]]], list[int], list[int], list[int]]:
+        """Return each sentence's pieces by word, the separators behind it, and how many pieces it has and keeps."""
         layout = self.pieces.layout
         pieces = [[self.pieces(word) for word in one.words] or [(layout.unknown,)] for one in example.sentences]
         separators = [layout.between, 1][-len(pieces) :]
         sizes = [sum(map(len, one)) for one in pieces]
-        kept = _cut(sizes, self.max_length - 1 - sum(separators))
+        return pieces, separators, sizes, _cut(sizes, self.max_length - 1 - sum(separators))
+
+    def _row(self, example: Example) -> _Row:
+        """Lay one example out; what is beyond `max_length` is cut, longest sentence first, from its end."""
+        layout = self.pieces.layout
+        pieces, separators, sizes, kept = self._sizes(example)
         if kept != sizes:
             self.cut.add(example.id)
         ids, segments, base, is_separator = [layout.cls], [0], [0], [0]
@@ -320,6 +357,15 @@ def _stack_squares(rows: Sequence[Int16s]) -> Tensor:
     result = np.full((len(rows), size, size), PAD_DISTANCE, dtype=np.int32)
     for number, row in enumerate(rows):
         result[number, : len(row), : len(row)] = row
+    return torch.from_numpy(result)
+
+
+def _stack_cubes(rows: Sequence[Sequence[tuple[int, ...]]]) -> Tensor:
+    deepest = max((len(found) for row in rows for found in row), default=0)
+    result = np.full((len(rows), max(map(len, rows)), max(1, deepest)), ABSENT, dtype=np.int64)
+    for number, row in enumerate(rows):
+        for place, found in enumerate(row):
+            result[number, place, : len(found)] = found
     return torch.from_numpy(result)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,13 +15,20 @@ import numpy as np
 from polyloom.core.errors import UserError
 from polyloom.core.files import write_text
 from polyloom.core.result import Artifact, Result, Scalar, Table
-from polyloom.data.labelled import read_labelled
 from polyloom.data.records import Example
-from polyloom.data.treebanks import read_conllu
 from polyloom.methods.transfer.arms import find_arms
 from polyloom.methods.transfer.config import TransferEvaluateConfig, TransferTrainConfig
-from polyloom.methods.transfer.data import Data, read_data, split_specs, tree_index, unique_ids, with_trees
+from polyloom.methods.transfer.data import (
+    Data,
+    read_data,
+    read_examples,
+    read_trees,
+    split_specs,
+    tree_index,
+    with_trees,
+)
 from polyloom.methods.transfer.diagnosis import attention_mass, attention_table, dictionary_report, tree_check
+from polyloom.methods.transfer.kinship import language_report
 from polyloom.methods.transfer.models import Loaded, Predictions, load_transfer, predict
 from polyloom.methods.transfer.protocol import measure, metric_names, run_protocol, unknown_labels
 from polyloom.methods.transfer.results import (
@@ -32,6 +40,7 @@ from polyloom.methods.transfer.results import (
     difference_series,
     language_series,
     oracle_table,
+    plain_verdicts,
     scalars_of,
     score_tables,
     slug,
@@ -93,19 +102,21 @@ def compare(
         columns=["notice"], rows=[[one] for one in data.notices], title="What was found in the data"
     )
     lexical = dictionary_report(groups, data, metrics[0])
-    tables |= lexical.tables
+    by_language, language_scalars = language_report(groups, data, metrics[0], config.seed)
+    tables |= lexical.tables | by_language
     num_cut = max(one.num_cut for one in outcomes)
     scalars = scalars_of(groups, data.source, languages, metrics, config.seed) if languages else {}
     return run.result(
         scalars=scalars
         | lexical.scalars
+        | language_scalars
         | dict(extra_scalars or {})
         | {"num_cut_sequences": Scalar(value=num_cut), "num_seeds": Scalar(value=config.num_seeds)},
         tables=tables,
         series=language_series(groups, languages, metrics[0]) | difference_series(compared) | lexical.series,
         artifacts=_models(run),
         verdicts=verdicts_of(compared, metrics[0], config.num_seeds)
-        or ["There is no target test file: models were trained."],
+        or plain_verdicts(groups, target_codes, metrics[0]),
         limitations=[*LIMITATIONS, *extra_limitations, *([WORLD_NOTE] if config.data == ["world"] else [])],
     )
 
@@ -231,23 +242,21 @@ def read_tests(config: TransferEvaluateConfig, loaded: Loaded) -> tuple[dict[str
     Raises:
         UserError: a language without trees, which the model needs.
     """
-    banks = {
-        code: tree_index(one for path in paths for one in read_conllu(path).sentences)
-        for code, paths in split_specs(config.trees, "--trees").items()
-    }
+    files = split_specs(config.trees, "--trees")
     tests, notices = {}, []
     for code, paths in split_specs(config.test, "--test").items():
-        found = [read_labelled(path, format=config.format, language=code) for path in paths]
-        notices += [f"{count} {what}." for one in found for what, count in one.notices.items()]
-        examples = unique_ids([example for one in found for example in one.examples])
-        examples, missing = with_trees(examples, banks.get(code, {}))
+        found: Counter[str] = Counter()
+        examples = read_examples(paths, code, config, found)
+        trees, repairs = read_trees(code, files.get(code, []), config.strict)
+        examples, missing = with_trees(examples, tree_index(trees))
+        notices += [*(f"{count} {what}." for what, count in found.items()), *repairs]
         if loaded.model.syntax is not None:
             if not any(one.heads for example in examples for one in example.sentences):
                 hint = f"Add --trees {code}=FILE, or train a parser with `transfer parse`."
                 raise UserError(f"the model needs trees, and {code!r} has none.", where="--trees", hint=hint)
             if missing:
                 notices.append(f"{missing} sentences of {code} have no tree: their words hang on [CLS].")
-        notices += unknown_labels(code, examples, loaded.model.targets)
+        notices += unknown_labels(code, examples, loaded.model.targets, config.strict)
         tests[code] = examples
     return tests, notices
 

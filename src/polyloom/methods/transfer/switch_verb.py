@@ -24,12 +24,13 @@ from polyloom.methods.transfer.inflection import Inflector, read_inflector
 from polyloom.methods.transfer.lexicon import (
     Hits,
     count_hits,
-    join_phrases,
     lexicon_notices,
     open_lexicons,
+    phrased,
     read_weights,
     world_lexicon,
 )
+from polyloom.methods.transfer.prompts import prompt_report
 from polyloom.methods.transfer.switching import Aids, SwitchCounts, Switched, SwitchPlan, count_switches, switch_all
 from polyloom.metrics.statistics import wilson_interval
 from polyloom.runs.folder import Run
@@ -48,10 +49,7 @@ def run_switch(config: SwitchConfig, run: Run) -> Result:
     examples, notices = _examples(config)
     lexicons = _lexicons(config)
     if config.phrases:
-        examples = [
-            replace(one, sentences=tuple(join_phrases(sentence, lexicons) for sentence in one.sentences))
-            for one in examples
-        ]
+        examples = phrased(examples, lexicons)
     hits = [count_hits(code, one, (s.words for e in examples for s in e.sentences)) for code, one in lexicons.items()]
     aids = _aids(config)
     epochs: list[list[Switched]] = []
@@ -68,7 +66,8 @@ def run_switch(config: SwitchConfig, run: Run) -> Result:
     write_text(run.artifact("switched.jsonl"), exported)
     write_text(run.artifact("replacements.tsv"), _log(epochs))
     counts = count_switches(examples, epochs[0], plan, lexicons)
-    scalars = _switch_scalars(counts, exported)
+    prompt_scalars, prompts, answers = prompt_report(config, run, examples, plan, lexicons, aids)
+    scalars = _switch_scalars(counts, exported) | prompt_scalars
     if config.check_workers:
         scalars["equal_at_any_worker_count"] = Scalar(value=equal)
     return run.result(
@@ -88,11 +87,13 @@ def run_switch(config: SwitchConfig, run: Run) -> Result:
                 media_type="text/tab-separated-values",
                 description="every word that was replaced",
             ),
-        },
+        }
+        | prompts,
         verdicts=[
             f"{counts.replaced} of {counts.words} words were replaced ({counts.realised_rate:.1%} at rate "
             f"{config.rate:g}); {counts.out_of_dictionary_share:.1%} of those that may be are in no dictionary.",
             *lexicon_notices(hits),
+            *answers,
             *([] if equal else ["The data differ between numbers of processes: please report this."]),
         ],
         limitations=[
@@ -150,7 +151,12 @@ def _with_trees(examples: Sequence[Example], path: Path) -> tuple[list[Example],
 def _lexicons(config: SwitchConfig) -> dict[str, Dictionary]:
     if config.dictionaries:
         return open_lexicons(
-            config.dictionaries, scripts=config.scripts, reverse=config.reverse, format=config.dictionary_format
+            config.dictionaries,
+            scripts=config.scripts,
+            reverse=config.reverse,
+            format=config.dictionary_format,
+            avoid=config.avoid,
+            prefer=config.prefer,
         )
     targets = [code for code in WORLD_TARGETS if code != config.language]
     world = World([config.language, *targets], seed=config.seed)

@@ -118,6 +118,7 @@ def build_arm(arm: Arm, materials: Materials, config: TransferTrainConfig, seed:
         syntax=syntax,
         adapter_width=config.adapter_width,
         languages=list(materials.languages),
+        crf=config.crf,
         dropout=config.dropout,
         seed=seed,
     )
@@ -125,6 +126,8 @@ def build_arm(arm: Arm, materials: Materials, config: TransferTrainConfig, seed:
         for code, weights in materials.languages.items():
             model.adapters.languages[code].load_state_dict(weights)
         model.adapters.use(materials.source)
+    if arm.lexical == "mixed":
+        model.mix(config.mixup)
     sequencer = Sequencer(materials.pieces, config.max_length, materials.targets, heads_of(arm, seed))
     return ArmModel(model.to(choose_device(config.device)), sequencer)
 
@@ -173,7 +176,11 @@ def arm_batches(
     def batch_at(step: int) -> Batch:
         epoch, rows = step // per_epoch, rows_at(step)
         chosen = [examples[i] for i in rows]
-        batch = built.sequencer.batch(_switched(chosen, plan, materials, seed, epoch))
+        switched = _switched(chosen, plan, materials, seed, epoch)
+        mixes = arm.lexical == "mixed"
+        batch = built.sequencer.batch(chosen if mixes else switched)
+        if mixes:
+            batch["mixed"] = built.sequencer.mixed(chosen, switched)
         if plan and config.consistency:
             batch |= _prefixed(ORIGINAL, built.sequencer.batch(chosen))
         if codes:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polyloom.core.errors import UserError
+from polyloom.methods.transfer.sequences import num_positions
 
 BATCH_SIZE = 32
 
@@ -32,7 +33,7 @@ def context_vectors(
     """
     if not tokenizer.is_fast:
         raise UserError("its tokenizer has no fast form.", where="--model", hint="Use a model with tokenizer.json.")
-    limit = min(tokenizer.model_max_length, 512)
+    limit = min(tokenizer.model_max_length, num_positions(model) or 512)
     for start in range(0, len(texts), BATCH_SIZE):
         batch = [list(text) for text in texts[start : start + BATCH_SIZE]]
         encoded = tokenizer(
