@@ -18,7 +18,16 @@ from polyloom.core.errors import UserError
 from polyloom.methods.match.data import Pair, Pairs, world_pairs
 from polyloom.methods.match.folder import load, save
 from polyloom.methods.match.index import add, exact_search, groups, load_index, make_index, near_duplicates, save_index
-from polyloom.methods.match.models import BASES, SIAMESE, Matcher, Shape, align, num_parameters
+from polyloom.methods.match.models import (
+    BASES,
+    SIAMESE,
+    Matcher,
+    Pooling,
+    Shape,
+    align,
+    in_both,
+    num_parameters,
+)
 from polyloom.methods.match.proofs import parameter_counts
 from polyloom.methods.match.scorer import words
 from polyloom.methods.match.scores import (
@@ -97,6 +106,34 @@ def test_alignment_ignores_padding() -> None:
     x, y = torch.randn(1, 3, 4), torch.randn(1, 5, 4)
     mask = torch.tensor([[True, True, True, False, False]])
     torch.testing.assert_close(align(x, y, mask), align(x, y[:, :3], mask[:, :3]))
+
+
+def test_a_word_is_in_both_texts_whatever_its_place() -> None:
+    ids = torch.tensor([[5, 6, 7, 0], [8, 9, 0, 0], [7, 5, 0, 0], [3, 8, 8, 2]])
+    assert in_both(ids).int().tolist() == [[1, 0, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0]]
+
+
+@pytest.mark.parametrize("base", ["esim", "re2"])
+def test_words_in_both_texts_are_marked_before_alignment(base: str) -> None:
+    torch.manual_seed(0)
+    model = Matcher(Shape(base, "none", 20, 6, 5, 3, overlap=True)).eval()
+    plain = Matcher(replace(model.shape, overlap=False)).eval()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if k != "overlap.weight"})
+    apart, shared = torch.tensor([[3, 4], [5, 6]]), torch.tensor([[3, 4], [4, 6]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(apart), plain(apart))
+        assert not torch.allclose(model(shared), plain(shared), atol=1e-3)
+
+
+@pytest.mark.parametrize("pooling", ["both", "mean"])
+@pytest.mark.parametrize("block", ["none", "fa", "mlp"])
+def test_a_bag_of_rows_is_the_bag_that_was_trained(block: str, pooling: Pooling) -> None:
+    torch.manual_seed(0)
+    model = Matcher(Shape("bag", block, 30, 6, 5, 3, pooling=pooling)).eval()
+    ids = torch.tensor([[3, 4, 29], [7, 0, 0], [1, 1, 0]])
+    with torch.inference_mode():
+        quick = model.vectors(ids)
+    torch.testing.assert_close(quick, model.vectors(ids).detach(), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("base", TRAINED_BASES)

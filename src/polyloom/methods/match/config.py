@@ -63,6 +63,7 @@ class TrainConfig(DataConfig):
     num_branches: int = Field(3, ge=1, description="SFA: branches N.")
     max_length: int = Field(64, ge=2, description="Words of a text at most.")
     symmetric: bool = Field(False, description="Make the order of the two texts irrelevant.")
+    overlap: bool = Field(True, description="esim, re2: mark the words that stand in both texts.")
     epochs: int = Field(8, ge=1, description="Epochs at most.")
     batch_size: int = Field(64, ge=2, description="Pairs in a batch.")
     learning_rate: float | None = Field(None, gt=0, description="Adam's. [default: by base]")

@@ -58,6 +58,7 @@ class Recipe:
     freeze: bool = False
     typos: float = 0.0
     hard_negatives: float = 0.0
+    overlap: bool = True
 
     @property
     def rate(self) -> float:
@@ -276,6 +277,7 @@ def build(train: Pairs, recipe: Recipe, seed: int, initial: Initial | None = Non
         floor=recipe.floor,
         encoder=recipe.encoder,
         pooling="mean" if loss in COMPARING else "both",
+        overlap=recipe.overlap and recipe.base in ALIGNED,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
