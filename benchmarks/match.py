@@ -38,7 +38,7 @@ def settings(data: Path) -> None:
         "| spread of first vectors | learning rate | width | none | FA | mean |\n| --- | --- | --- | --- | --- | --- |"
     )
     for spread, rate, width in GRID:
-        models.EMBEDDING_STD = spread
+        models.OTHER_SPREAD = spread
         found = []
         for block in ("none", "fa"):
             recipe = Recipe(block=block, learning_rate=rate, width=width)

@@ -295,6 +295,9 @@ def test_the_study_measures_its_numbers_and_resumes(run: Run) -> None:
     assert int(values["null_not_distinguishable"] or 0) >= 94
     assert {"bag_fa_minus_none", "bag_mlp_minus_none", "bag_fa_minus_mlp"} <= values.keys()
     assert len(result.tables["search"].rows) == 9
+    table = result.tables["differences"]
+    chance = table.columns.index("p (McNemar, votes of the seeds)")
+    assert all(0 < float(row[chance] or 0) <= 1 for row in table.rows)
     again = run_study(config, run)
     assert again.scalars == result.scalars
 

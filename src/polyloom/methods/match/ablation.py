@@ -19,6 +19,7 @@ from polyloom.methods.match.models import SIAMESE, Matcher, num_parameters
 from polyloom.methods.match.proofs import as_scalars, proof_scalars
 from polyloom.methods.match.scores import Difference, compare_correlations, compare_runs, planted_null
 from polyloom.methods.match.training import Recipe, Trained, fit, main_score, targets
+from polyloom.metrics.agreement import mcnemar_p
 from polyloom.metrics.statistics import holm, t_interval
 from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run
@@ -372,6 +373,7 @@ def _tables(
             100 * d.seeds_high,
             f"{d.num_positive} of {d.num_seeds}",
             float(corrected[base, name]),
+            _mcnemar(runs[base], *name.split(" - ")),
             d.word,
         ]
         for (base, name), d in found.items()
@@ -386,6 +388,7 @@ def _tables(
         "seeds high",
         "positive",
         "p (Holm)",
+        "p (McNemar, votes of the seeds)",
     ]
     tables = {
         "differences": Table(
@@ -407,6 +410,14 @@ def _tables(
             columns=["base", "mean gate", "spread over features", "spread over texts"], rows=gates, title="FA's gate e"
         )
     return tables | _gradient_table(runs)
+
+
+def _mcnemar(blocks: dict[str, list[dict[str, Any]]], block: str, other: str) -> float | None:
+    """Return McNemar's exact p-value of two blocks, the seeds of each voting on every test pair; None for scores."""
+    if "right" not in blocks[block][0]:
+        return None
+    votes = [np.mean([[int(c) for c in item["right"]] for item in blocks[name]], 0) > 0.5 for name in (block, other)]
+    return mcnemar_p(*votes)
 
 
 def _gradient_table(runs: Runs) -> dict[str, Table]:

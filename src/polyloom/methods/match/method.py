@@ -79,7 +79,7 @@ def pool(X: Float[Tensor, "batch tokens dim"], mask: Bool[Tensor, "batch tokens"
 def pool_rows(rows: Float[Tensor, "words dim"], ids: Integer[Tensor, "batch tokens"]) -> Float[Tensor, "batch 2 dim"]:
     """Return mean and maximum of the rows of each text's words (0 pads), position by position.
 
-    Three matrices [batch, dim] stay in the cache, where looking all rows up first writes [batch, tokens, dim] to memory.
+    Three matrices [batch, dim] stay in the cache; looking all rows up first would write [batch, tokens, dim] to memory.
 
     Args:
         rows: word vectors; nothing is differentiated.

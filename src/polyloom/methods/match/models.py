@@ -24,12 +24,18 @@ from polyloom.methods.match.method import (
 )
 
 SIAMESE = ("bag", "gru", "lstm", "cnn", "encoder")
-# Spread of random word vectors. Alignment needs unit ones: at 0.3 its softmax starts even over all words, and RE2 never
-# learned. Encoders of one text were steadier at 0.3 on validation pairs (benchmarks/match.md).
-EMBEDDING_STD, ALIGNED_STD = 0.3, 1.0
+# Spread of the first word vectors, chosen on validation pairs (benchmarks/match.md): at 0.3 ESIM's softmax starts even
+# over all words; RE2's aligns projections of its own and learned nothing at unit spread.
+SPREADS = {"esim": 1.0}
+OTHER_SPREAD = 0.3
 Pooling = Literal["both", "mean"]
 ALIGNED = ("esim", "re2")
 BASES = (*SIAMESE, *ALIGNED)
+
+
+def word_spread(base: str) -> float:
+    """Return the standard deviation that a base's first word vectors have."""
+    return SPREADS.get(base, OTHER_SPREAD)
 
 
 @dataclass(frozen=True)
@@ -249,10 +255,9 @@ class Matcher(nn.Module):
                 nn.Linear(hidden, shape.num_outputs),
             )
         self.apply(_initialise)
-        if shape.base in ALIGNED:
-            for module in self.modules():
-                if isinstance(module, nn.Embedding):
-                    module.weight.data *= ALIGNED_STD / EMBEDDING_STD
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                module.weight.data *= word_spread(shape.base)
 
     @property
     def the_block(self) -> nn.Module | None:
@@ -335,7 +340,7 @@ def _initialise(module: nn.Module) -> None:
                 for part in torch.split(weight.data, size):
                     nn.init.orthogonal_(part)
     elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=EMBEDDING_STD)
+        nn.init.normal_(module.weight)
         module.weight.data[0] = 0
 
 

@@ -31,7 +31,7 @@ COMPARING = ("cosine", "cosent", "contrastive")  # losses that compare vectors: 
 Floats = NDArray[np.float64]
 POSITIVE = ("1", "same", "entailment", "entails", "duplicate", "true", "yes")
 COSENT_SCALE, CONTRASTIVE_SCALE = 20.0, 20.0
-RATES = {"bag": 6e-3}  # other bases 3e-3; chosen on validation pairs, see benchmarks/match.md
+RATES = {"bag": 6e-3, "re2": 1e-3}  # other bases 3e-3; chosen on validation pairs, see benchmarks/match.md
 AVERAGED_STEPS = 100  # about so many of the last steps' weights are averaged: single ones swing by points
 LEAST_RATE = 1 / 8  # of the first learning rate
 
