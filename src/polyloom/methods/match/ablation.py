@@ -274,16 +274,17 @@ def _result(
 
 
 def _score_scalars(runs: Runs) -> dict[str, Scalar]:
-    scalars = {}
+    """Return the test score of each base and block, and of the one that is best on the validation pairs."""
+    scalars, valid = {}, {}
     for base, blocks in runs.items():
         for block, items in blocks.items():
             interval = t_interval([100 * item["score"] for item in items])
             scalars[f"{base}_{block}"] = Scalar(
                 value=interval.value, low=interval.low, high=interval.high, unit="points"
             )
-    best = max(scalars, key=lambda name: float(scalars[name].value or 0))
-    scalars["best_light_model"] = scalars[best]
-    return scalars
+            valid[f"{base}_{block}"] = float(np.mean([item["valid"] for item in items]))
+    best = max(valid, key=lambda name: valid[name])
+    return scalars | {"best_light_model": scalars[best], "best_light_model_name": Scalar(value=best)}
 
 
 def _difference_scalars(found: dict[tuple[str, str], Difference]) -> dict[str, Scalar]:
