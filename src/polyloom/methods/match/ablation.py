@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from polyloom.core.result import Result, Scalar, Series, Table
+from polyloom.core.result import Cell, Result, Scalar, Series, Table
 from polyloom.methods.match.config import MatchStudyConfig
 from polyloom.methods.match.data import Pairs, leaks
+from polyloom.methods.match.explain import block_weights
+from polyloom.methods.match.index import exact_search
 from polyloom.methods.match.loading import load_splits
-from polyloom.methods.match.method import SelectiveFeatureAttention
+from polyloom.methods.match.method import FeatureAttention, SelectiveFeatureAttention
 from polyloom.methods.match.models import SIAMESE, Matcher, num_parameters
 from polyloom.methods.match.proofs import as_scalars, proof_scalars
 from polyloom.methods.match.scores import Difference, compare_correlations, compare_runs, planted_null
-from polyloom.methods.match.training import Recipe, Trained, fit, main_score, targets
+from polyloom.methods.match.training import Recipe, Trained, fit, is_positive, main_score, targets
 from polyloom.metrics.agreement import mcnemar_p
 from polyloom.metrics.statistics import holm, t_interval
 from polyloom.models.device import pin_threads
@@ -39,7 +41,6 @@ FLOWS = ("sfa", "equal", "reference")
 NUM_SEARCH = 3
 NUM_EPOCHS = 8
 NUM_NULL = 500  # 100 trials are too few to tell 92 from 97
-Cells = list[str | int | float | bool | None]
 
 
 @dataclass(frozen=True)
@@ -133,13 +134,9 @@ def run_one(recipe: Recipe, splits: dict[str, Pairs], seed: int) -> dict[str, An
 @torch.inference_mode()
 def _gate_report(trained: Trained, test: Pairs) -> list[float]:
     """Return the mean, the spread over features and the spread over texts of FA's gate on some test texts."""
-    from polyloom.methods.match.method import FeatureAttention, masked_mean
-    from polyloom.methods.match.training import stack
-
     block = trained.model.block
     assert isinstance(block, FeatureAttention)
-    X, mask = trained.model.states(stack(trained.number(test.texts()[:400])))
-    gate = block.gate(masked_mean(X, mask))
+    gate = block_weights(trained, block, trained.number(test.texts()[:400]))
     return [float(gate.mean()), float(gate.mean(0).std()), float(gate.std(0).mean())]
 
 
@@ -186,9 +183,6 @@ def _live_search(plan: Plan, config: MatchStudyConfig, splits: dict[str, Pairs])
     """Search texts of the test pairs with a bag and FA: each query with the texts that come out nearest."""
     if splits["train"].task != "classes":
         return []
-    from polyloom.methods.match.index import exact_search
-    from polyloom.methods.match.training import is_positive
-
     if not any(is_positive(name) for name in splits["train"].classes()):
         return []
     recipe = replace(_recipe("bag", "fa", plan, config.data == "world"), loss="contrastive", epochs=3)
@@ -344,7 +338,7 @@ def _tables(
     corrected: dict[tuple[str, str], float],
     live: list[list[Any]],
 ) -> dict[str, Table]:
-    rows: list[Cells] = []
+    rows: list[list[Cell]] = []
     for base, blocks in runs.items():
         for block, items in blocks.items():
             points = [100 * item["score"] for item in items]
@@ -363,7 +357,7 @@ def _tables(
                 ]
             )
     columns = ["base", "block", "score", "low", "high", "seeds", "parameters beside embeddings", "CPU s a training"]
-    pairs: list[Cells] = [
+    pairs: list[list[Cell]] = [
         [
             base,
             name,
@@ -401,7 +395,7 @@ def _tables(
         tables["search"] = Table(
             columns=["query", "rank", "found", "cosine", "its partner"], rows=live, title="A search among test texts"
         )
-    gates: list[Cells] = [
+    gates: list[list[Cell]] = [
         [base, *(float(x) for x in np.mean([item["gate"] for item in blocks["fa"]], 0))]
         for base, blocks in runs.items()
         if "fa" in blocks and "gate" in blocks["fa"][0]
@@ -422,7 +416,7 @@ def _mcnemar(blocks: dict[str, list[dict[str, Any]]], block: str, other: str) ->
 
 
 def _gradient_table(runs: Runs) -> dict[str, Table]:
-    flows: list[Cells] = []
+    flows: list[list[Cell]] = []
     for base, blocks in runs.items():
         for block in blocks:
             if "gradients" in blocks[block][0]:

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyloom.core.result import Result, Scalar, Series, Table
+from polyloom.core.errors import UserError
+from polyloom.core.result import Cell, Result, Scalar, Series, Table
 from polyloom.core.seeding import numpy_generator, python_random
 from polyloom.methods.match.config import BenchConfig
+from polyloom.methods.match.data import Pair
 from polyloom.methods.match.export import export_numpy, latency_milliseconds, numpy_error
 from polyloom.methods.match.index import exact_search
 from polyloom.methods.match.models import Matcher, Shape
@@ -32,7 +34,6 @@ SHORT_SECONDS = 0.05
 NUM_ALONE = 64
 ENCODERS = [(base, block) for base in ("bag", "cnn", "gru") for block in ("none", "fa", "sfa")]
 READERS = [(base, block) for base in ("esim", "re2") for block in ("none", "fa", "sfa")]
-Cells = list[str | int | float | bool | None]
 
 
 def _matcher(base: str, block: str, width: int) -> Matcher:
@@ -134,8 +135,6 @@ def _encoder_job(folder: str, texts: list[str]) -> Callable[[], object]:
                     model(**batch).last_hidden_state.mean(1)
 
         return job
-    from polyloom.core.errors import UserError
-
     if not Path(folder).is_dir():
         raise UserError("there is no such folder.", where=folder, hint="Check the path of --encoder.")
     encoder = SentenceTransformer(folder, device="cpu", local_files_only=True)
@@ -170,7 +169,7 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
         "numpy_error": Scalar(value=latency["error"]),
         "index_equals_brute_force": Scalar(value=exact),
     }
-    rows: list[Cells] = [
+    rows: list[list[Cell]] = [
         [
             name,
             float(scalars[f"{name}_per_second"].value or 0),
@@ -256,8 +255,6 @@ def _latency(config: BenchConfig, known: list[str], texts: list[str]) -> dict[st
     model = _matcher("bag", "fa", config.width)
     trained = Trained(model, Vocabulary(known), "classes", ["a", "b", "c"])
     trained.model.shape = replace(model.shape, vocab_size=len(trained.vocabulary))
-    from polyloom.methods.match.data import Pair
-
     with TemporaryDirectory() as folder:
         exported = Scorer(str(export_numpy(trained, Path(folder))))
     pairs = [Pair(a, b, "a") for a, b in zip(texts[::2], texts[1::2], strict=False)][:32]
