@@ -220,9 +220,9 @@ class FeatureAttention(nn.Module):
 
     def gate(self, s: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Return e for squeezed texts s."""
-        z = self.squeeze(s)
+        z: Tensor = self.squeeze(s)
         z = z.tanh_() if self.activation == "tanh" else z.relu_() if self.activation == "relu" else z
-        e = self.norm(self.excite(z)).sigmoid_()
+        e: Tensor = self.norm(self.excite(z)).sigmoid_()
         if not self.shuffled:
             return e
         kept: Tensor = self.permutation  # type: ignore[assignment]

@@ -281,7 +281,8 @@ class Matcher(nn.Module):
         gates = isinstance(self.block, FeatureAttention)
         num_parts = 1 if self.shape.pooling == "mean" else 2
         if self.shape.base == "bag" and (gates or self.block is None) and torch.is_inference_mode_enabled():
-            pooled = pool_rows(self.embedding.weight, ids)[:, :num_parts]
+            rows: Tensor = self.embedding.weight  # type: ignore[assignment]
+            pooled = pool_rows(rows, ids)[:, :num_parts]
         else:
             X, mask = self.states(ids)
             if self.block is not None and not gates:
