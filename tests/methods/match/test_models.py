@@ -28,7 +28,7 @@ from polyloom.methods.match.models import (
     num_parameters,
 )
 from polyloom.methods.match.proofs import parameter_counts
-from polyloom.methods.match.scorer import words
+from polyloom.methods.match.scorer import _pattern, words
 from polyloom.methods.match.scores import (
     auc,
     compare_correlations,
@@ -251,6 +251,11 @@ def test_words_of_many_scripts() -> None:
 @given(st.text(max_size=60))
 def test_words_lose_nothing_but_blanks(text: str) -> None:
     assert "".join(words(text, False)) == "".join(character for character in text if not character.isspace())
+
+
+@given(st.text(st.characters(max_codepoint=0x2FF), max_size=60))
+def test_the_plain_rule_cuts_what_the_general_one_cuts(text: str) -> None:
+    assert words(text, False) == tuple(_pattern().findall(text))
 
 
 def test_unknown_words_share_a_bucket_with_themselves() -> None:
