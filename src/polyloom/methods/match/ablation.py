@@ -306,9 +306,11 @@ def _answer(found: dict[tuple[str, str], Difference], profile: str) -> str:
     helped = {key: d for key, d in found.items() if key[1] in ("fa - none", "sfa - none")}
     better = [(base, name, d) for (base, name), d in helped.items() if d.word == "better"]
     if not better:
-        told = "; ".join(f"{name.split()[0].upper()} on {base} {_told(d)}" for (base, name), d in helped.items())
+        told = "; ".join(
+            f"{name.split()[0].upper()} on {base} {_told(d)}, {d.word}" for (base, name), d in helped.items()
+        )
         more = " Run --profile full for more seeds." if profile == "quick" else ""
-        return f"Attention over features did not help distinguishably: {told}.{more}"
+        return f"Attention over features did not help: {told}.{more}"
     base, name, d = max(better, key=lambda item: item[2].value)
     block = name.split()[0]
     control = found.get((base, f"{block} - {'mlp' if block == 'fa' else 'equal'}"))
