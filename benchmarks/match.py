@@ -64,7 +64,7 @@ def aligned(data: Path) -> None:
         found, seconds = [], []
         for fold in FOLDS:
             kept, held = (
-                [pair for pair, f in zip(items, part, strict=True) if (f == fold) is out] for out in (False, True)
+                [pair for pair, f in zip(items, part, strict=True) if (f == fold) == out] for out in (False, True)
             )
             trained = fit(replace(splits["train"], items=kept), splits["valid"], recipe, 100 + fold)
             found.append(100 * main_score(trained, replace(splits["train"], items=held)))
