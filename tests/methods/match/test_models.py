@@ -19,6 +19,7 @@ from polyloom.methods.match.folder import load, save
 from polyloom.methods.match.index import add, exact_search, groups, load_index, make_index, near_duplicates, save_index
 from polyloom.methods.match.models import (
     BASES,
+    MANY_TEXTS,
     SIAMESE,
     Matcher,
     Pooling,
@@ -128,9 +129,10 @@ def test_words_in_both_texts_are_marked_before_alignment(base: str) -> None:
 def test_a_bag_of_rows_is_the_bag_that_was_trained(block: str, pooling: Pooling) -> None:
     torch.manual_seed(0)
     model = Matcher(Shape("bag", block, 30, 6, 5, 3, pooling=pooling)).eval()
-    ids = torch.tensor([[3, 4, 29], [7, 0, 0], [1, 1, 0]])
+    ids = torch.tensor([[3, 4, 29], [7, 0, 0], [1, 1, 0]]).repeat(MANY_TEXTS, 1)
     with torch.inference_mode():
-        quick = model.vectors(ids)
+        quick, single = model.vectors(ids), model.vectors(ids[1:2])
+    torch.testing.assert_close(quick[1:2], single, atol=1e-6, rtol=0)
     torch.testing.assert_close(quick, model.vectors(ids).detach(), atol=1e-6, rtol=0)
 
 

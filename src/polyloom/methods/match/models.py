@@ -28,6 +28,7 @@ SIAMESE = ("bag", "gru", "lstm", "cnn", "encoder")
 # over all words; RE2's aligns projections of its own and learned nothing at unit spread.
 SPREADS = {"esim": 1.0}
 OTHER_SPREAD = 0.3
+MANY_TEXTS = 64  # from so many on, a bag is quicker position by position
 Pooling = Literal["both", "mean"]
 ALIGNED = ("esim", "re2")
 BASES = (*SIAMESE, *ALIGNED)
@@ -280,7 +281,8 @@ class Matcher(nn.Module):
             raise UserError(what, hint=f"Train one of: {', '.join(SIAMESE)}.")
         gates = isinstance(self.block, FeatureAttention)
         num_parts = 1 if self.shape.pooling == "mean" else 2
-        if self.shape.base == "bag" and (gates or self.block is None) and torch.is_inference_mode_enabled():
+        by_position = len(ids) >= MANY_TEXTS and torch.is_inference_mode_enabled()
+        if by_position and self.shape.base == "bag" and (gates or self.block is None):
             rows: Tensor = self.embedding.weight  # type: ignore[assignment]
             pooled = pool_rows(rows, ids)[:, :num_parts]
         else:
