@@ -290,7 +290,7 @@ class Matcher(nn.Module):
             if self.block is not None and not gates:
                 X = self.block(X, mask)
             flat = masked_mean(X, mask) if num_parts == 1 else pool(X, mask)
-            pooled = flat.view(len(ids), num_parts, X.shape[2])
+            pooled = flat.view(-1, num_parts, X.shape[2])
         if isinstance(self.block, FeatureAttention):
             # A positive factor per feature commutes with mean and maximum: the sequence itself need not be scaled.
             pooled = pooled * self.block.gate(pooled[:, 0])[:, None]
