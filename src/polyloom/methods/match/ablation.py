@@ -340,59 +340,7 @@ def _tables(
     corrected: dict[tuple[str, str], float],
     live: list[list[Any]],
 ) -> dict[str, Table]:
-    rows: list[list[Cell]] = []
-    for base, blocks in runs.items():
-        for block, items in blocks.items():
-            points = [100 * item["score"] for item in items]
-            interval = t_interval(points)
-            seconds = float(np.mean([item["seconds"] for item in items]))
-            rows.append(
-                [
-                    base,
-                    NAMES[block],
-                    interval.value,
-                    interval.low,
-                    interval.high,
-                    len(items),
-                    items[0]["parameters"],
-                    seconds,
-                ]
-            )
-    columns = ["base", "block", "score", "low", "high", "seeds", "parameters beside embeddings", "CPU s a training"]
-    pairs: list[list[Cell]] = [
-        [
-            base,
-            name,
-            100 * d.value,
-            100 * d.items_low,
-            100 * d.items_high,
-            100 * d.seeds_low,
-            100 * d.seeds_high,
-            f"{d.num_positive} of {d.num_seeds}",
-            float(corrected[base, name]),
-            _mcnemar(runs[base], *name.split(" - ")),
-            d.word,
-        ]
-        for (base, name), d in found.items()
-    ]
-    heads = [
-        "base",
-        "blocks",
-        "difference",
-        "items low",
-        "items high",
-        "seeds low",
-        "seeds high",
-        "positive",
-        "p (Holm)",
-        "p (McNemar, votes of the seeds)",
-    ]
-    tables = {
-        "differences": Table(
-            columns=[*heads, "word"], rows=pairs, title="Differences in points, paired by seed and item"
-        ),
-        "scores": Table(columns=columns, rows=rows, title="Test score: accuracy, or Spearman's correlation x 100"),
-    }
+    tables = {"differences": _difference_table(runs, found, corrected), "scores": _score_table(runs)}
     if live:
         tables["search"] = Table(
             columns=["query", "rank", "found", "cosine", "its partner"], rows=live, title="A search among test texts"
@@ -407,6 +355,37 @@ def _tables(
             columns=["base", "mean gate", "spread over features", "spread over texts"], rows=gates, title="FA's gate e"
         )
     return tables | _gradient_table(runs)
+
+
+def _score_table(runs: Runs) -> Table:
+    columns = ["base", "block", "score", "low", "high", "seeds", "parameters beside embeddings", "CPU s a training"]
+    rows: list[list[Cell]] = []
+    for base, blocks in runs.items():
+        for block, items in blocks.items():
+            interval = t_interval([100 * item["score"] for item in items])
+            sizes = [len(items), items[0]["parameters"], float(np.mean([item["seconds"] for item in items]))]
+            rows.append([base, NAMES[block], interval.value, interval.low, interval.high, *sizes])
+    return Table(columns=columns, rows=rows, title="Test score: accuracy, or Spearman's correlation x 100")
+
+
+def _difference_table(
+    runs: Runs, found: dict[tuple[str, str], Difference], corrected: dict[tuple[str, str], float]
+) -> Table:
+    columns = ["base", "blocks", "difference", "items low", "items high", "seeds low", "seeds high", "positive"]
+    rows: list[list[Cell]] = [
+        [
+            base,
+            name,
+            *(100 * x for x in (d.value, d.items_low, d.items_high, d.seeds_low, d.seeds_high)),
+            f"{d.num_positive} of {d.num_seeds}",
+            float(corrected[base, name]),
+            _mcnemar(runs[base], *name.split(" - ")),
+            d.word,
+        ]
+        for (base, name), d in found.items()
+    ]
+    columns += ["p (Holm)", "p (McNemar, votes of the seeds)", "word"]
+    return Table(columns=columns, rows=rows, title="Differences in points, paired by seed and item")
 
 
 def _mcnemar(blocks: dict[str, list[dict[str, Any]]], block: str, other: str) -> float | None:
