@@ -293,8 +293,12 @@ def test_the_study_measures_its_numbers_and_resumes(run: Run) -> None:
     assert float(values["batch_invariance_error"] or 0) < 1e-5
     assert values["moved_share"] == 1
     assert int(values["null_not_distinguishable"] or 0) >= 94
+    assert values["best_light_model"] == values[str(values["best_light_model_name"])]
     assert {"bag_fa_minus_none", "bag_mlp_minus_none", "bag_fa_minus_mlp"} <= values.keys()
     assert len(result.tables["search"].rows) == 9
+    table = result.tables["differences"]
+    chance = table.columns.index("p (McNemar, votes of the seeds)")
+    assert all(0 < float(row[chance] or 0) <= 1 for row in table.rows)
     again = run_study(config, run)
     assert again.scalars == result.scalars
 

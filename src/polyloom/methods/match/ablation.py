@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from polyloom.core.result import Result, Scalar, Series, Table
+from polyloom.core.result import Cell, Result, Scalar, Series, Table
 from polyloom.methods.match.config import MatchStudyConfig
 from polyloom.methods.match.data import Pairs, leaks
+from polyloom.methods.match.explain import block_weights
+from polyloom.methods.match.index import exact_search
 from polyloom.methods.match.loading import load_splits
-from polyloom.methods.match.method import SelectiveFeatureAttention
+from polyloom.methods.match.method import FeatureAttention, SelectiveFeatureAttention
 from polyloom.methods.match.models import SIAMESE, Matcher, num_parameters
 from polyloom.methods.match.proofs import as_scalars, proof_scalars
 from polyloom.methods.match.scores import Difference, compare_correlations, compare_runs, planted_null
-from polyloom.methods.match.training import Recipe, Trained, fit, main_score, targets
+from polyloom.methods.match.training import Recipe, Trained, fit, is_positive, main_score, targets
+from polyloom.metrics.agreement import mcnemar_p
 from polyloom.metrics.statistics import holm, t_interval
 from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run
@@ -38,7 +41,6 @@ FLOWS = ("sfa", "equal", "reference")
 NUM_SEARCH = 3
 NUM_EPOCHS = 8
 NUM_NULL = 500  # 100 trials are too few to tell 92 from 97
-Cells = list[str | int | float | bool | None]
 
 
 @dataclass(frozen=True)
@@ -132,13 +134,9 @@ def run_one(recipe: Recipe, splits: dict[str, Pairs], seed: int) -> dict[str, An
 @torch.inference_mode()
 def _gate_report(trained: Trained, test: Pairs) -> list[float]:
     """Return the mean, the spread over features and the spread over texts of FA's gate on some test texts."""
-    from polyloom.methods.match.method import FeatureAttention, masked_mean
-    from polyloom.methods.match.training import stack
-
     block = trained.model.block
     assert isinstance(block, FeatureAttention)
-    X, mask = trained.model.states(stack(trained.number(test.texts()[:400])))
-    gate = block.gate(masked_mean(X, mask))
+    gate = block_weights(trained, block, trained.number(test.texts()[:400]))
     return [float(gate.mean()), float(gate.mean(0).std()), float(gate.std(0).mean())]
 
 
@@ -185,9 +183,6 @@ def _live_search(plan: Plan, config: MatchStudyConfig, splits: dict[str, Pairs])
     """Search texts of the test pairs with a bag and FA: each query with the texts that come out nearest."""
     if splits["train"].task != "classes":
         return []
-    from polyloom.methods.match.index import exact_search
-    from polyloom.methods.match.training import is_positive
-
     if not any(is_positive(name) for name in splits["train"].classes()):
         return []
     recipe = replace(_recipe("bag", "fa", plan, config.data == "world"), loss="contrastive", epochs=3)
@@ -273,16 +268,17 @@ def _result(
 
 
 def _score_scalars(runs: Runs) -> dict[str, Scalar]:
-    scalars = {}
+    """Return the test score of each base and block, and of the one that is best on the validation pairs."""
+    scalars, valid = {}, {}
     for base, blocks in runs.items():
         for block, items in blocks.items():
             interval = t_interval([100 * item["score"] for item in items])
             scalars[f"{base}_{block}"] = Scalar(
                 value=interval.value, low=interval.low, high=interval.high, unit="points"
             )
-    best = max(scalars, key=lambda name: float(scalars[name].value or 0))
-    scalars["best_light_model"] = scalars[best]
-    return scalars
+            valid[f"{base}_{block}"] = float(np.mean([item["valid"] for item in items]))
+    best = max(valid, key=lambda name: valid[name])
+    return scalars | {"best_light_model": scalars[best], "best_light_model_name": Scalar(value=best)}
 
 
 def _difference_scalars(found: dict[tuple[str, str], Difference]) -> dict[str, Scalar]:
@@ -310,9 +306,11 @@ def _answer(found: dict[tuple[str, str], Difference], profile: str) -> str:
     helped = {key: d for key, d in found.items() if key[1] in ("fa - none", "sfa - none")}
     better = [(base, name, d) for (base, name), d in helped.items() if d.word == "better"]
     if not better:
-        told = "; ".join(f"{name.split()[0].upper()} on {base} {_told(d)}" for (base, name), d in helped.items())
+        told = "; ".join(
+            f"{name.split()[0].upper()} on {base} {_told(d)}, {d.word}" for (base, name), d in helped.items()
+        )
         more = " Run --profile full for more seeds." if profile == "quick" else ""
-        return f"Attention over features did not help distinguishably: {told}.{more}"
+        return f"Attention over features did not help: {told}.{more}"
     base, name, d = max(better, key=lambda item: item[2].value)
     block = name.split()[0]
     control = found.get((base, f"{block} - {'mlp' if block == 'fa' else 'equal'}"))
@@ -342,62 +340,12 @@ def _tables(
     corrected: dict[tuple[str, str], float],
     live: list[list[Any]],
 ) -> dict[str, Table]:
-    rows: list[Cells] = []
-    for base, blocks in runs.items():
-        for block, items in blocks.items():
-            points = [100 * item["score"] for item in items]
-            interval = t_interval(points)
-            seconds = float(np.mean([item["seconds"] for item in items]))
-            rows.append(
-                [
-                    base,
-                    NAMES[block],
-                    interval.value,
-                    interval.low,
-                    interval.high,
-                    len(items),
-                    items[0]["parameters"],
-                    seconds,
-                ]
-            )
-    columns = ["base", "block", "score", "low", "high", "seeds", "parameters beside embeddings", "CPU s a training"]
-    pairs: list[Cells] = [
-        [
-            base,
-            name,
-            100 * d.value,
-            100 * d.items_low,
-            100 * d.items_high,
-            100 * d.seeds_low,
-            100 * d.seeds_high,
-            f"{d.num_positive} of {d.num_seeds}",
-            float(corrected[base, name]),
-            d.word,
-        ]
-        for (base, name), d in found.items()
-    ]
-    heads = [
-        "base",
-        "blocks",
-        "difference",
-        "items low",
-        "items high",
-        "seeds low",
-        "seeds high",
-        "positive",
-        "p (Holm)",
-    ]
-    tables = {
-        "differences": Table(
-            columns=[*heads, "word"], rows=pairs, title="Differences in points, paired by seed and item"
-        ),
-        "scores": Table(columns=columns, rows=rows, title="Test score: accuracy, or Spearman's correlation x 100"),
-    }
+    tables = {"differences": _difference_table(runs, found, corrected), "scores": _score_table(runs)}
     if live:
         tables["search"] = Table(
             columns=["query", "rank", "found", "cosine", "its partner"], rows=live, title="A search among test texts"
         )
-    gates: list[Cells] = [
+    gates: list[list[Cell]] = [
         [base, *(float(x) for x in np.mean([item["gate"] for item in blocks["fa"]], 0))]
         for base, blocks in runs.items()
         if "fa" in blocks and "gate" in blocks["fa"][0]
@@ -409,8 +357,47 @@ def _tables(
     return tables | _gradient_table(runs)
 
 
+def _score_table(runs: Runs) -> Table:
+    columns = ["base", "block", "score", "low", "high", "seeds", "parameters beside embeddings", "CPU s a training"]
+    rows: list[list[Cell]] = []
+    for base, blocks in runs.items():
+        for block, items in blocks.items():
+            interval = t_interval([100 * item["score"] for item in items])
+            sizes = [len(items), items[0]["parameters"], float(np.mean([item["seconds"] for item in items]))]
+            rows.append([base, NAMES[block], interval.value, interval.low, interval.high, *sizes])
+    return Table(columns=columns, rows=rows, title="Test score: accuracy, or Spearman's correlation x 100")
+
+
+def _difference_table(
+    runs: Runs, found: dict[tuple[str, str], Difference], corrected: dict[tuple[str, str], float]
+) -> Table:
+    columns = ["base", "blocks", "difference", "items low", "items high", "seeds low", "seeds high", "positive"]
+    rows: list[list[Cell]] = [
+        [
+            base,
+            name,
+            *(100 * x for x in (d.value, d.items_low, d.items_high, d.seeds_low, d.seeds_high)),
+            f"{d.num_positive} of {d.num_seeds}",
+            float(corrected[base, name]),
+            _mcnemar(runs[base], *name.split(" - ")),
+            d.word,
+        ]
+        for (base, name), d in found.items()
+    ]
+    columns += ["p (Holm)", "p (McNemar, votes of the seeds)", "word"]
+    return Table(columns=columns, rows=rows, title="Differences in points, paired by seed and item")
+
+
+def _mcnemar(blocks: dict[str, list[dict[str, Any]]], block: str, other: str) -> float | None:
+    """Return McNemar's exact p-value of two blocks, the seeds of each voting on every test pair; None for scores."""
+    if "right" not in blocks[block][0]:
+        return None
+    votes = [np.mean([[int(c) for c in item["right"]] for item in blocks[name]], 0) > 0.5 for name in (block, other)]
+    return mcnemar_p(*votes)
+
+
 def _gradient_table(runs: Runs) -> dict[str, Table]:
-    flows: list[Cells] = []
+    flows: list[list[Cell]] = []
     for base, blocks in runs.items():
         for block in blocks:
             if "gradients" in blocks[block][0]:

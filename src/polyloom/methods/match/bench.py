@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -11,10 +11,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from polyloom.core.result import Result, Scalar, Series, Table
+from polyloom.core.errors import UserError
+from polyloom.core.result import Cell, Result, Scalar, Series, Table
 from polyloom.core.seeding import numpy_generator, python_random
 from polyloom.methods.match.config import BenchConfig
+from polyloom.methods.match.data import Pair
 from polyloom.methods.match.export import export_numpy, latency_milliseconds, numpy_error
 from polyloom.methods.match.index import exact_search
 from polyloom.methods.match.models import Matcher, Shape
@@ -28,8 +31,9 @@ from polyloom.runs.folder import Run
 VOCABULARY = 5000
 BATCH = 256
 SHORT_SECONDS = 0.05
+NUM_ALONE = 64
 ENCODERS = [(base, block) for base in ("bag", "cnn", "gru") for block in ("none", "fa", "sfa")]
-Cells = list[str | int | float | bool | None]
+READERS = [(base, block) for base in ("esim", "re2") for block in ("none", "fa", "sfa")]
 
 
 def _matcher(base: str, block: str, width: int) -> Matcher:
@@ -67,24 +71,29 @@ def _jobs(config: BenchConfig, texts: list[str]) -> dict[str, Callable[[], objec
     )
     parts = torch.split(ids, BATCH)
 
-    def encode(model: Matcher) -> Callable[[], object]:
+    def each(call: Callable[[Tensor], object], batches: Sequence[Tensor] = parts) -> Callable[[], object]:
         def job() -> None:
             with torch.inference_mode():
-                for part in parts:
-                    model.vectors(part)
+                for batch in batches:
+                    call(batch)
 
         return job
 
-    def judge(model: Matcher) -> Callable[[], object]:
-        def job() -> None:
-            with torch.inference_mode():
-                for part in parts:
-                    model(part)
+    jobs = {f"{base}_{block}": each(_matcher(base, block, config.width).vectors) for base, block in ENCODERS}
+    jobs |= {f"{base}_{block}": each(_matcher(base, block, config.width)) for base, block in READERS}
+    bag = _matcher("bag", "fa", config.width)
+    with torch.inference_mode():
+        kept = bag.vectors(ids[: BATCH // 2])
 
-        return job
+    def second_alone(batch: Tensor) -> Tensor:
+        seconds = batch[len(batch) // 2 :]
+        return bag.head(bag.compared(kept[: len(seconds)], bag.vectors(seconds)))  # type: ignore[no-any-return]
 
-    jobs = {f"{base}_{block}": encode(_matcher(base, block, config.width)) for base, block in ENCODERS}
-    jobs |= {f"esim_{block}": judge(_matcher("esim", block, config.width)) for block in ("none", "fa", "sfa")}
+    jobs |= {
+        "bag_fa_one_by_one": each(bag.vectors, torch.split(ids[:NUM_ALONE], 1)),
+        "bag_fa_pairs": each(bag),
+        "bag_fa_pairs_first_kept": each(second_alone),
+    }
     rows = numpy_generator(config.seed, "rows").standard_normal((VOCABULARY, config.width)).astype(np.float32)
     lists = ids.tolist()
     jobs |= {f"bag_{block}_from_text": _text_job(block, config, texts) for block in ("none", "fa")}
@@ -126,8 +135,6 @@ def _encoder_job(folder: str, texts: list[str]) -> Callable[[], object]:
                     model(**batch).last_hidden_state.mean(1)
 
         return job
-    from polyloom.core.errors import UserError
-
     if not Path(folder).is_dir():
         raise UserError("there is no such folder.", where=folder, hint="Check the path of --encoder.")
     encoder = SentenceTransformer(folder, device="cpu", local_files_only=True)
@@ -162,23 +169,23 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
         "numpy_error": Scalar(value=latency["error"]),
         "index_equals_brute_force": Scalar(value=exact),
     }
-    rows: list[Cells] = [
+    rows: list[list[Cell]] = [
         [
             name,
             float(scalars[f"{name}_per_second"].value or 0),
-            *(1000 * take(values) / config.num_texts * BATCH for take in (min, median)),
+            *(1e6 * take(values) / _count(name, config) for take in (min, median)),
         ]
         for name, values in seconds.items()
     ]
-    bag = [name for name in seconds if not name.startswith("esim")]
-    cost = scalars["bag_fa_time_ratio"]
+    bag = [name for name in seconds if not _judges(name)]
+    cost, whole = scalars["bag_fa_time_ratio"], scalars["bag_fa_from_text_time_ratio"]
     return run.result(
         scalars=scalars,
         tables={
             "speed": Table(
-                columns=["encoder", "per CPU-second", f"CPU ms for {BATCH}: least", "median"],
+                columns=["encoder", "per CPU-second", "CPU microseconds of one: least", "median"],
                 rows=rows,
-                title=f"Texts (ESIM: pairs) of {config.words} words on one thread, batches of {BATCH}",
+                title=f"Texts (esim, re2, pairs: pairs) of {config.words} words on one thread, batches of {BATCH}",
             )
         },
         series={
@@ -193,7 +200,8 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
         },
         verdicts=[
             f"bag with FA encodes {scalars['bag_fa_per_second'].value:,.0f} sentences a CPU-second on one thread; FA "
-            f"takes {cost.value:.2f} [{cost.low:.2f}, {cost.high:.2f}] of plain bag's time."
+            f"takes {cost.value:.2f} [{cost.low:.2f}, {cost.high:.2f}] times a plain bag's time, and {whole.value:.2f} "
+            f"[{whole.low:.2f}, {whole.high:.2f}] times from written text on."
         ],
         limitations=[
             "CPU seconds of word numbers to vectors, `from_text` of written texts to vectors. Times are the least of "
@@ -207,12 +215,22 @@ def _thirds(values: list[float]) -> list[float]:
     return [min(values[i::3]) for i in range(3)]
 
 
+def _judges(name: str) -> bool:
+    return "pairs" in name or name.startswith(("esim", "re2"))
+
+
+def _count(name: str, config: BenchConfig) -> float:
+    """Return how many texts or pairs a pass of a job does."""
+    if name == "bag_fa_one_by_one":
+        return min(NUM_ALONE, config.num_texts)
+    return config.num_texts / (2 if _judges(name) else 1)
+
+
 def _speeds(seconds: dict[str, list[float]], config: BenchConfig) -> dict[str, Scalar]:
-    """Return texts (ESIM: pairs) a CPU-second of the least disturbed round, between those of its thirds."""
+    """Return texts or pairs a CPU-second of the least disturbed round, between those of its thirds."""
     scalars = {}
     for name, values in seconds.items():
-        count = config.num_texts / (2 if name.startswith("esim") else 1)
-        speeds = [count / max(value, 1e-9) for value in _thirds(values)]
+        speeds = [_count(name, config) / max(value, 1e-9) for value in _thirds(values)]
         scalars[f"{name}_per_second"] = Scalar(value=max(speeds), low=min(speeds), high=max(speeds), unit="per CPU s")
     return scalars
 
@@ -223,7 +241,7 @@ def _ratios(seconds: dict[str, list[float]]) -> dict[str, Scalar]:
     What else runs on the machine can only add to a job's time, so that the least of many interleaved rounds is what the
     job itself takes. The interval spans the ratios of the rounds' thirds.
     """
-    rivals = [(f"{base}_{block}", f"{base}_none") for base in ("bag", "cnn", "gru", "esim") for block in ("fa", "sfa")]
+    rivals = [(f"{base}_{block}", f"{base}_none") for base, block in (*ENCODERS, *READERS) if block != "none"]
     scalars = {}
     texts = ("bag_fa_from_text", "bag_none_from_text")
     for name, other in [*rivals, texts, ("bag_fa", "static_cosine")]:
@@ -238,8 +256,6 @@ def _latency(config: BenchConfig, known: list[str], texts: list[str]) -> dict[st
     model = _matcher("bag", "fa", config.width)
     trained = Trained(model, Vocabulary(known), "classes", ["a", "b", "c"])
     trained.model.shape = replace(model.shape, vocab_size=len(trained.vocabulary))
-    from polyloom.methods.match.data import Pair
-
     with TemporaryDirectory() as folder:
         exported = Scorer(str(export_numpy(trained, Path(folder))))
     pairs = [Pair(a, b, "a") for a, b in zip(texts[::2], texts[1::2], strict=False)][:32]

@@ -63,10 +63,11 @@ class TrainConfig(DataConfig):
     num_branches: int = Field(3, ge=1, description="SFA: branches N.")
     max_length: int = Field(64, ge=2, description="Words of a text at most.")
     symmetric: bool = Field(False, description="Make the order of the two texts irrelevant.")
+    overlap: bool = Field(True, description="esim, re2: mark the words that stand in both texts.")
     epochs: int = Field(8, ge=1, description="Epochs at most.")
     batch_size: int = Field(64, ge=2, description="Pairs in a batch.")
     learning_rate: float | None = Field(None, gt=0, description="Adam's. [default: by base]")
-    dropout: float = Field(0.3, ge=0, lt=1, description="Of word vectors and head.")
+    dropout: float | None = Field(None, ge=0, lt=1, description="Of word vectors and head. [default: by base]")
     typos: float = Field(0.0, ge=0, le=1, description="Share of training words that are misspelled, anew each epoch.")
     hard_negatives: float = Field(
         0.0, ge=0, le=1, description="contrastive: share of a batch whose texts are near each other."

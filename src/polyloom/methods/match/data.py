@@ -319,20 +319,12 @@ def split_pairs(pairs: Pairs, seed: int = 0) -> dict[str, Pairs]:
             name: replace(pairs, items=[pair for pair in pairs.items if pair.split == name])
             for name in ("train", "valid", "test")
         }
-    parent: dict[str, str] = {}
-
-    def root(text: str) -> str:
-        parent.setdefault(text, text)
-        while parent[text] != text:
-            parent[text] = parent[parent[text]]
-            text = parent[text]
-        return text
-
-    for pair in pairs.items:
-        parent[root(pair.first)] = root(pair.second)
-    components: dict[str, list[Pair]] = defaultdict(list)
-    for pair in pairs.items:
-        components[root(pair.first)].append(pair)
+    numbers: dict[str, int] = {}
+    sides = [[numbers.setdefault(text, len(numbers)) for text in (pair.first, pair.second)] for pair in pairs.items]
+    roots = connected(len(numbers), sides)
+    components: dict[int, list[Pair]] = defaultdict(list)
+    for pair, (first, _) in zip(pairs.items, sides, strict=True):
+        components[roots[first]].append(pair)
     groups = sorted(components.values(), key=len, reverse=True)
     # The largest components stay in training: held out, one of them could take the whole share.
     head = sum(len(group) > 0.05 * len(pairs.items) for group in groups)
@@ -348,6 +340,22 @@ def split_pairs(pairs: Pairs, seed: int = 0) -> dict[str, Pairs]:
         name = next((name for name in ("test", "valid") if len(parts[name]) < wanted), "train")
         parts[name] += group
     return {name: replace(pairs, items=items) for name, items in parts.items()}
+
+
+def connected(size: int, links: Iterable[Sequence[int]]) -> list[int]:
+    """Return for each of `size` members the least member that links of two join it with."""
+    parent = list(range(size))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for i, j in links:
+        low, high = sorted((root(i), root(j)))
+        parent[high] = low
+    return [root(i) for i in range(size)]
 
 
 def leaks(train: Pairs, test: Pairs) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from polyloom.core.errors import UserError
-from polyloom.core.result import Result, Scalar, Series, Table
+from polyloom.core.result import Cell, Result, Scalar, Series, Table
 from polyloom.methods.match.config import ExplainConfig
 from polyloom.methods.match.data import Pair, read_pairs
 from polyloom.methods.match.folder import load
@@ -24,7 +24,6 @@ from polyloom.runs.folder import Run
 
 Floats = NDArray[np.float64]
 REPORT_BATCH = 128
-Cells = list[str | int | float | bool | None]
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def _inside(
     if trained.model.shape.base not in SIAMESE or not isinstance(block, FeatureAttention | SelectiveFeatureAttention):
         return None, None, None
     with torch.inference_mode():
-        weights = _block_weights(trained, block, ids).numpy()
+        weights = block_weights(trained, block, ids).numpy()
     if isinstance(block, SelectiveFeatureAttention):
         return None, None, weights
     fixed = FixedGate(float(weights.mean()))
@@ -115,7 +114,7 @@ def _inside(
     return weights, without, None
 
 
-def _block_weights(
+def block_weights(
     trained: Trained, block: FeatureAttention | SelectiveFeatureAttention, ids: list[list[int]]
 ) -> torch.Tensor:
     """Return FA's gates [texts, features], or SFA's weight of each branch [texts, branches], of numbered texts."""
@@ -178,7 +177,7 @@ def class_report(trained: Trained, pairs: Sequence[Pair], top: int = 10) -> Clas
     parts = []
     for start in range(0, len(pairs), REPORT_BATCH):
         texts = [text for pair in pairs[start : start + REPORT_BATCH] for text in (pair.first, pair.second)]
-        found = _block_weights(trained, block, trained.number(texts))
+        found = block_weights(trained, block, trained.number(texts))
         parts.append(found.view(-1, 2, found.shape[1]).mean(1))
     values = torch.cat(parts).numpy()
     classes = sorted({pair.label for pair in pairs})
@@ -231,7 +230,7 @@ def run_explain(config: ExplainConfig, run: Run) -> Result:
     if not (config.first and config.second):
         raise UserError("there is nothing to explain.", where="--first, --second", hint="Give two texts, or --data.")
     found = explain(trained, config.first, config.second)
-    rows: list[Cells] = [
+    rows: list[list[Cell]] = [
         [side, word, fall] for side, items in zip(("first", "second"), found.words, strict=True) for word, fall in items
     ]
     tables = {"words": Table(columns=["text", "word", "fall when left out"], rows=rows, title="Words")}
@@ -266,7 +265,7 @@ def run_explain(config: ExplainConfig, run: Run) -> Result:
 
 def _inside_tables(found: Explanation, top: int) -> dict[str, Table]:
     if found.branch_means is not None:
-        rows: list[Cells] = [
+        rows: list[list[Cell]] = [
             [f"branch {n + 1}", *(float(x) for x in found.branch_means[:, n])]
             for n in range(found.branch_means.shape[1])
         ]
@@ -284,7 +283,7 @@ def _of_classes(trained: Trained, config: ExplainConfig, run: Run) -> Result:
     found = class_report(trained, read_pairs(Path(config.data or "")).items, config.top)
     scalars: dict[str, Scalar] = {"num_classes": Scalar(value=len(found.classes))}
     if found.features:
-        rows: list[Cells] = [
+        rows: list[list[Cell]] = [
             [feature, *map(float, found.means[:, feature]), ", ".join(words)]
             for feature, words in zip(found.features, found.words, strict=True)
         ]

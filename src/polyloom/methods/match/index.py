@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from polyloom.core.errors import MissingExtra, UserError
 from polyloom.core.files import read_json, read_text, replace_atomically, write_json, write_text
+from polyloom.methods.match.data import connected
 
 Kind = Literal["exact", "hnsw"]
 Vectors = NDArray[np.float32]
@@ -161,18 +162,7 @@ def near_duplicates(vectors: Vectors, threshold: float) -> list[tuple[int, int, 
 
 def groups(size: int, pairs: Sequence[tuple[int, int, float]]) -> list[list[int]]:
     """Return the connected groups of at least two rows, in the order of their first rows."""
-    parent = list(range(size))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for i, j, _ in pairs:
-        a, b = sorted((root(i), root(j)))
-        parent[b] = a
     members: dict[int, list[int]] = defaultdict(list)
-    for i in range(size):
-        members[root(i)].append(i)
+    for i, root in enumerate(connected(size, [(i, j) for i, j, _ in pairs])):
+        members[root].append(i)
     return [group for _, group in sorted(members.items()) if len(group) > 1]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -74,6 +74,32 @@ def pool(X: Float[Tensor, "batch tokens dim"], mask: Bool[Tensor, "batch tokens"
         pooled: Tensor = _Pool.apply(X, mask)  # type: ignore[no-untyped-call]
         return pooled
     return torch.cat([masked_mean(X, mask), masked_max(X, mask)], 1)
+
+
+def pool_rows(rows: Float[Tensor, "words dim"], ids: Integer[Tensor, "batch tokens"]) -> Float[Tensor, "batch 2 dim"]:
+    """Return mean and maximum of the rows of each text's words (0 pads), position by position.
+
+    Three matrices [batch, dim] stay in the cache; looking all rows up first would write [batch, tokens, dim] to memory.
+
+    Args:
+        rows: word vectors; nothing is differentiated.
+        ids: numbered texts, each with a word in front.
+    """
+    real = ids != 0
+    share = real.to(rows.dtype)
+    share /= share.sum(1, keepdim=True)
+    # A pad repeats the first word, which no maximum notices.
+    columns = torch.where(real, ids, ids[:, :1]).T.contiguous()
+    both = rows.new_empty(len(ids), 2, rows.shape[1])
+    row = rows.index_select(0, columns[0])
+    largest = row.clone()
+    mean = row * share[:, :1]
+    for position, column in enumerate(columns[1:], start=1):
+        torch.index_select(rows, 0, column, out=row)
+        mean.addcmul_(row, share[:, position : position + 1])
+        torch.maximum(largest, row, out=largest)
+    both[:, 0], both[:, 1] = mean, largest
+    return both
 
 
 def branch_weights(
@@ -194,9 +220,9 @@ class FeatureAttention(nn.Module):
 
     def gate(self, s: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Return e for squeezed texts s."""
-        z = self.squeeze(s)
-        z = torch.tanh(z) if self.activation == "tanh" else torch.relu(z) if self.activation == "relu" else z
-        e = torch.sigmoid(self.norm(self.excite(z)))
+        z: Tensor = self.squeeze(s)
+        z = z.tanh_() if self.activation == "tanh" else z.relu_() if self.activation == "relu" else z
+        e: Tensor = self.norm(self.excite(z)).sigmoid_()
         if not self.shuffled:
             return e
         kept: Tensor = self.permutation  # type: ignore[assignment]

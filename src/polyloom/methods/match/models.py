@@ -20,15 +20,23 @@ from polyloom.methods.match.method import (
     masked_max,
     masked_mean,
     pool,
+    pool_rows,
 )
 
 SIAMESE = ("bag", "gru", "lstm", "cnn", "encoder")
-# Spread of random word vectors. Alignment needs unit ones: at 0.3 its softmax starts even over all words, and RE2 never
-# learned. Encoders of one text were steadier at 0.3 on validation pairs (benchmarks/match.md).
-EMBEDDING_STD, ALIGNED_STD = 0.3, 1.0
+# Spread of the first word vectors, chosen on validation pairs (benchmarks/match.md): at 0.3 ESIM's softmax starts even
+# over all words; RE2's aligns projections of its own and learned nothing at unit spread.
+SPREADS = {"esim": 1.0}
+OTHER_SPREAD = 0.3
+MANY_TEXTS = 64  # from so many on, a bag is quicker position by position
 Pooling = Literal["both", "mean"]
 ALIGNED = ("esim", "re2")
 BASES = (*SIAMESE, *ALIGNED)
+
+
+def word_spread(base: str) -> float:
+    """Return the standard deviation that a base's first word vectors have."""
+    return SPREADS.get(base, OTHER_SPREAD)
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class Shape:
         floor: least width of the squeezed text.
         encoder: folder of the frozen encoder of base `encoder`.
         pooling: of a siamese base's words: `both` mean and maximum, or the `mean` alone.
+        overlap: aligned bases: a learned vector is added to words that stand in both texts.
     """
 
     base: str
@@ -64,6 +73,7 @@ class Shape:
     floor: int = 60
     encoder: str = ""
     pooling: Pooling = "both"
+    overlap: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields by name."""
@@ -189,6 +199,11 @@ class _ResidualAligner(nn.Module):
         return masked_max(last, mask)
 
 
+def in_both(ids: Tensor) -> Tensor:
+    """Say of each word [2 pairs, tokens] whether its partner text holds it too; never of padding (0)."""
+    return (ids[:, :, None] == _swap(ids)[:, None]).any(2) & (ids != 0)
+
+
 def _swap(stacked: Tensor) -> Tensor:
     """Put the second half of the batch before the first: each text meets its partner."""
     first, second = stacked.chunk(2)
@@ -229,6 +244,8 @@ class Matcher(nn.Module):
             self.encoder = make(width, hidden, block, shape.dropout)
             self.block = None
             self.vector_size = 0
+            if shape.overlap:
+                self.overlap = nn.Embedding(2, width, padding_idx=0)
             head_size = 8 * hidden if shape.base == "esim" else 4 * hidden
         if shape.num_outputs:
             self.head = nn.Sequential(
@@ -239,8 +256,9 @@ class Matcher(nn.Module):
                 nn.Linear(hidden, shape.num_outputs),
             )
         self.apply(_initialise)
-        if shape.base in ALIGNED and isinstance(self.embedding, nn.Embedding):
-            self.embedding.weight.data *= ALIGNED_STD / EMBEDDING_STD
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                module.weight.data *= word_spread(shape.base)
 
     @property
     def the_block(self) -> nn.Module | None:
@@ -261,19 +279,22 @@ class Matcher(nn.Module):
         if self.shape.base not in SIAMESE:
             what = f"the base {self.shape.base!r} reads both texts together and has no vector of one."
             raise UserError(what, hint=f"Train one of: {', '.join(SIAMESE)}.")
-        X, mask = self.states(ids)
+        gates = isinstance(self.block, FeatureAttention)
+        num_parts = 1 if self.shape.pooling == "mean" else 2
+        by_position = len(ids) >= MANY_TEXTS and torch.is_inference_mode_enabled()
+        if by_position and self.shape.base == "bag" and (gates or self.block is None):
+            rows: Tensor = self.embedding.weight  # type: ignore[assignment]
+            pooled = pool_rows(rows, ids)[:, :num_parts]
+        else:
+            X, mask = self.states(ids)
+            if self.block is not None and not gates:
+                X = self.block(X, mask)
+            flat = masked_mean(X, mask) if num_parts == 1 else pool(X, mask)
+            pooled = flat.view(-1, num_parts, X.shape[2])
         if isinstance(self.block, FeatureAttention):
             # A positive factor per feature commutes with mean and maximum: the sequence itself need not be scaled.
-            pooled = self._pool(X, mask)
-            gate = self.block.gate(pooled[:, : X.shape[2]])
-            parts = 1 if self.shape.pooling == "mean" else 2
-            return (pooled.view(-1, parts, X.shape[2]) * gate[:, None]).flatten(1)
-        if self.block is not None:
-            X = self.block(X, mask)
-        return self._pool(X, mask)
-
-    def _pool(self, X: Tensor, mask: Tensor) -> Tensor:
-        return masked_mean(X, mask) if self.shape.pooling == "mean" else pool(X, mask)
+            pooled = pooled * self.block.gate(pooled[:, 0])[:, None]
+        return pooled.flatten(1)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Judge pairs.
@@ -289,8 +310,10 @@ class Matcher(nn.Module):
             if not self.shape.num_outputs:
                 return functional.cosine_similarity(u, v)
             return self.head(self.compared(u, v))  # type: ignore[no-any-return]
-        mask = ids != 0
-        features = self.encoder(self.dropout(self.embedding(ids)), mask)
+        X = self.dropout(self.embedding(ids))
+        if self.shape.overlap:
+            X = X + self.overlap(in_both(ids).long())
+        features = self.encoder(X, ids != 0)
         if self.shape.base == "re2":
             u, v = features.chunk(2)
             features = torch.cat([u, v, (u - v).abs(), u * v], 1)
@@ -320,7 +343,7 @@ def _initialise(module: nn.Module) -> None:
                 for part in torch.split(weight.data, size):
                     nn.init.orthogonal_(part)
     elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=EMBEDDING_STD)
+        nn.init.normal_(module.weight)
         module.weight.data[0] = 0
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from polyloom.core.errors import UserError
 from polyloom.core.files import lock, read_text, write_json
-from polyloom.core.result import Artifact, Result, Scalar, Table
+from polyloom.core.result import Artifact, Cell, Result, Scalar, Table
 from polyloom.methods.match.config import DedupeConfig, IndexConfig, SearchConfig
 from polyloom.methods.match.data import Pair, read_pairs, read_texts
 from polyloom.methods.match.folder import fingerprint, load
@@ -31,7 +31,6 @@ from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run
 
 SHOWN = 20
-Cells = list[str | int | float | bool | None]
 
 
 def run_index(config: IndexConfig, run: Run) -> Result:
@@ -122,7 +121,7 @@ def run_search(config: SearchConfig, run: Run) -> Result:
         for name, query, line, cos in zip(names, queries, rows, scores, strict=True)
     ]
     write_json(run.artifact("answers.json"), answers)
-    shown: list[Cells] = [
+    shown: list[list[Cell]] = [
         [query, rank + 1, index.ids[j], index.texts[j], float(score)]
         for query, line, cos in list(zip(queries, rows, scores, strict=True))[:SHOWN]
         for rank, (j, score) in enumerate(zip(line, cos, strict=True))
@@ -221,7 +220,7 @@ def run_dedupe(config: DedupeConfig, run: Run) -> Result:
     pairs = near_duplicates(trained.vectors(texts), threshold)
     found = groups(len(texts), pairs)
     write_json(run.artifact("groups.json"), [[[ids[i], texts[i]] for i in group] for group in found])
-    rows: list[Cells] = [
+    rows: list[list[Cell]] = [
         [number + 1, ids[i], texts[i]] for number, group in enumerate(found[:SHOWN]) for i in group[:SHOWN]
     ]
     surplus = sum(len(group) - 1 for group in found)

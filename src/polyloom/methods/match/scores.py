@@ -42,16 +42,6 @@ def auc(scores: ArrayLike, positive: ArrayLike) -> float:
     return float((below + up_to).sum() / 2 / (y.sum() * (~y).sum()))
 
 
-def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> float:
-    """Return the exact two-sided p-value that two classifiers are right equally often on the same items."""
-    a, b = np.asarray(right_a, dtype=bool), np.asarray(right_b, dtype=bool)
-    n, k = int((a != b).sum()), int((a & ~b).sum())
-    if n == 0:
-        return 1.0
-    log_terms = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(min(k, n - k) + 1)]
-    return min(1.0, 2 * math.exp(np.logaddexp.reduce(log_terms) - n * math.log(2)))
-
-
 def threshold_for(scores: ArrayLike, positive: ArrayLike, precision: float) -> float | None:
     """Return the least score from which on the share of positives is at least `precision`; None where there is none."""
     x, y = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)

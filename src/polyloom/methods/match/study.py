@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from polyloom.core.errors import UserError, closest
-from polyloom.core.result import Artifact, Result, Scalar, Series, Table
+from polyloom.core.result import Artifact, Cell, Result, Scalar, Series, Table
 from polyloom.core.seeding import python_random
 from polyloom.methods.match.augmentation import misspell_all
 from polyloom.methods.match.baselines import tfidf_cosine
 from polyloom.methods.match.calibration import calibration_error
 from polyloom.methods.match.config import EvaluateConfig, TrainConfig
-from polyloom.methods.match.data import Pair, Pairs, leaks
+from polyloom.methods.match.data import Pair, Pairs, leaks, read_pairs
 from polyloom.methods.match.distil import make_lesson, open_teacher
 from polyloom.methods.match.folder import load, save
 from polyloom.methods.match.index import exact_search
@@ -46,7 +46,6 @@ from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run
 
 PREVIEW_ROWS = 5
-Cells = list[str | int | float | bool | None]
 
 
 def run_train(config: TrainConfig, run: Run) -> Result:
@@ -141,7 +140,7 @@ def _main(scalars: dict[str, Scalar]) -> str:
 
 
 def _preview(splits: dict[str, Pairs]) -> Table:
-    rows: list[Cells] = [
+    rows: list[list[Cell]] = [
         [name, pair.first, pair.second, pair.label] for name in splits for pair in splits[name].items[:PREVIEW_ROWS]
     ]
     title = f"What was read: {next(iter(splits.values())).layout}"
@@ -189,7 +188,9 @@ def judge(trained: Trained, pairs: Pairs) -> tuple[dict[str, Scalar], dict[str, 
         scalars["macro_f1"] = Scalar(value=float(f1.mean()))
         scalars |= _calibration(trained, pairs, predicted)
         scalars["flip_rate"] = Scalar(value=float((predicted.argmax(1) != turned.argmax(1)).mean()))
-        rows: list[Cells] = [[name, *map(int, line), float(f)] for name, line, f in zip(trained.classes, counts, f1)]  # noqa: B905
+        rows: list[list[Cell]] = [
+            [name, *map(int, line), float(f)] for name, line, f in zip(trained.classes, counts, f1, strict=True)
+        ]
         tables["confusion"] = Table(columns=["wanted", *trained.classes, "F1"], rows=rows, title="Confusion")
         tables |= _by_category(pairs, given)
     match = match_scores(trained, predicted)
@@ -258,7 +259,7 @@ def _by_category(pairs: Pairs, given: list[str]) -> dict[str, Table]:
             groups[pair.category].append(pair.label == answer)
     if not 1 < len(groups) < 40:
         return {}
-    rows: list[Cells] = []
+    rows: list[list[Cell]] = []
     for name, right in sorted(groups.items()):
         interval = wilson_interval(sum(right), len(right))
         rows.append([name, len(right), interval.value, interval.low, interval.high])
@@ -335,8 +336,6 @@ def run_evaluate(config: EvaluateConfig, run: Run) -> Result:
         limitations.append(f"{config.typos:.0%} of the words of three letters or more were misspelled.")
     scalars, tables = judge(trained, pairs)
     if config.train:
-        from polyloom.methods.match.data import read_pairs
-
         same, shared = leaks(read_pairs(Path(config.train), reading_of(config)), pairs)
         scalars |= {"leaked_pairs": Scalar(value=same), "shared_texts": Scalar(value=shared)}
         limitations.append(f"{same} of the pairs stand in training too, {shared} share a text with it.")
@@ -366,8 +365,6 @@ def _evaluated(config: EvaluateConfig) -> Pairs:
     if config.data == "world":
         split = "train" if config.split == "all" else config.split
         return load_splits(config)[split]
-    from polyloom.methods.match.data import read_pairs
-
     pairs = read_pairs(Path(config.data), reading_of(config))
     if config.split == "all" or not any(pair.split for pair in pairs.items):
         return pairs

@@ -31,7 +31,9 @@ COMPARING = ("cosine", "cosent", "contrastive")  # losses that compare vectors: 
 Floats = NDArray[np.float64]
 POSITIVE = ("1", "same", "entailment", "entails", "duplicate", "true", "yes")
 COSENT_SCALE, CONTRASTIVE_SCALE = 20.0, 20.0
-RATES = {"bag": 6e-3}  # other bases 3e-3; chosen on validation pairs, see benchmarks/match.md
+# Chosen on validation pairs, see benchmarks/match.md; other bases have 3e-3 and 0.3.
+RATES = {"bag": 6e-3, "re2": 1e-3}
+DROPOUTS = {"re2": 0.1}
 AVERAGED_STEPS = 100  # about so many of the last steps' weights are averaged: single ones swing by points
 LEAST_RATE = 1 / 8  # of the first learning rate
 
@@ -49,7 +51,7 @@ class Recipe:
     epochs: int = 8
     batch_size: int = 64
     learning_rate: float | None = None
-    dropout: float = 0.3
+    dropout: float | None = None
     patience: int = 5
     symmetric: bool = False
     num_branches: int = 3
@@ -58,11 +60,17 @@ class Recipe:
     freeze: bool = False
     typos: float = 0.0
     hard_negatives: float = 0.0
+    overlap: bool = True
 
     @property
     def rate(self) -> float:
         """Adam's learning rate: the one asked for, or the base's."""
         return self.learning_rate or RATES.get(self.base, 3e-3)
+
+    @property
+    def dropped(self) -> float:
+        """The share that is dropped of embeddings and heads: the one asked for, or the base's."""
+        return DROPOUTS.get(self.base, 0.3) if self.dropout is None else self.dropout
 
 
 @dataclass
@@ -270,12 +278,13 @@ def build(train: Pairs, recipe: Recipe, seed: int, initial: Initial | None = Non
         hidden=recipe.hidden,
         num_outputs=num_outputs,
         max_length=recipe.max_length,
-        dropout=recipe.dropout,
+        dropout=recipe.dropped,
         symmetric=recipe.symmetric,
         num_branches=recipe.num_branches,
         floor=recipe.floor,
         encoder=recipe.encoder,
         pooling="mean" if loss in COMPARING else "both",
+        overlap=recipe.overlap and recipe.base in ALIGNED,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,10 +15,8 @@ from numpy.typing import NDArray
 from polyloom.core.errors import UserError
 from polyloom.core.files import read_bytes, read_text
 from polyloom.core.seeding import derive_seed
+from polyloom.methods.match.models import Matcher, word_spread
 from polyloom.methods.match.tokens import NUM_SPECIALS, AnyVocabulary, Subwords, build_vocabulary
-
-if TYPE_CHECKING:
-    from polyloom.methods.match.models import Matcher
 
 Floats = NDArray[np.float32]
 SIF = 1e-4
@@ -28,7 +25,7 @@ MOST_COUNTED = 5000
 
 @dataclass(frozen=True)
 class Initial:
-    """First vectors: rows by word number, their vocabulary where it is not the training set's, and what was found."""
+    """First vectors: rows by word number (of spread 1), their vocabulary where it is not the training set's, a note."""
 
     width: int
     rows: Floats | None
@@ -36,13 +33,13 @@ class Initial:
     note: str = ""
 
     def put_into(self, model: Matcher, vocabulary: AnyVocabulary) -> None:
-        """Write the rows into a matcher's embedding; rows of 0 (words that the file lacks) keep their random ones."""
+        """Write the rows into a matcher's embedding, with the spread of its base; rows of 0 keep their random ones."""
         assert self.rows is not None
         assert len(self.rows) == len(vocabulary)
         found = np.flatnonzero(np.abs(self.rows).sum(1))
         with torch.no_grad():
             rows: torch.Tensor = model.embedding.weight  # type: ignore[assignment]
-            rows[torch.from_numpy(found)] = torch.from_numpy(self.rows[found])
+            rows[torch.from_numpy(found)] = torch.from_numpy(self.rows[found]) * word_spread(model.shape.base)
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ def _is_float(cell: str) -> bool:
 
 
 def from_file(path: Path, texts: Sequence[str]) -> Initial:
-    """Take the training words' vectors from a text file, scaled to the spread that random ones have.
+    """Take the training words' vectors from a text file, scaled to a spread of 1.
 
     Raises:
         UserError: as `read_vectors`; none of the training words is in the file.
@@ -122,7 +119,7 @@ def from_file(path: Path, texts: Sequence[str]) -> Initial:
     rows = np.zeros((len(vocabulary), found.width), dtype=np.float32)
     for word, row in found.rows.items():
         rows[vocabulary.number(word)] = row
-    rows *= 0.3 / max(float(rows[np.abs(rows).sum(1) > 0].std()), 1e-12)
+    rows /= max(float(rows[np.abs(rows).sum(1) > 0].std()), 1e-12)
     note = (
         f"{len(found.rows)} of {len(vocabulary.known)} training words have a vector in the file; of its "
         f"{found.num_lines} rows {found.num_blanks} are of words with blanks and {found.num_duplicates} of words that "
@@ -151,7 +148,7 @@ def _of_table(matrix: Floats, vocabulary: Subwords) -> Initial:
     rows = np.zeros((len(vocabulary), matrix.shape[1]), dtype=np.float32)
     count = min(len(matrix), len(rows) - NUM_SPECIALS)
     rows[NUM_SPECIALS : NUM_SPECIALS + count] = matrix[:count]
-    rows *= 0.3 / max(float(rows.std()), 1e-12)
+    rows /= max(float(rows.std()), 1e-12)
     return Initial(matrix.shape[1], rows, vocabulary, f"{count} token vectors of width {matrix.shape[1]} were taken.")
 
 
@@ -218,7 +215,7 @@ def from_texts(texts: Sequence[str], width: int, seed: int = 0) -> Initial:
         u, s, _ = torch.svd_lowrank(positive, q=min(width, size))
     rows = np.zeros((len(vocabulary), u.shape[1]), dtype=np.float32)
     rows[NUM_SPECIALS : NUM_SPECIALS + size] = (u * s.sqrt()).numpy()
-    rows *= 0.3 / max(float(rows[NUM_SPECIALS : NUM_SPECIALS + size].std()), 1e-12)
+    rows /= max(float(rows[NUM_SPECIALS : NUM_SPECIALS + size].std()), 1e-12)
     note = f"{size} words have vectors of width {u.shape[1]} from the training texts' own co-occurrences."
     return Initial(u.shape[1], rows, vocabulary, note)
 
