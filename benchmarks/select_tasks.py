@@ -71,7 +71,7 @@ def _learned(name: str, pool: Pool, languages: list[str], tokenizer: Any) -> tup
     nearest = sorted(int(i) for i in order_by(true_relatedness(name, pool, languages))[:STUDY_K])
     full = with_examples(pool, nearest, languages, DEV_SEED)
     model = small_model(len(tokenizer), DEV_SEED)
-    config = train_config(DEV_STEPS, 16, TINY_LR).model_copy(update={"seed": DEV_SEED})
+    config = train_config(DEV_STEPS, 16, TINY_LR, "muon").model_copy(update={"seed": DEV_SEED})
     tune_arm(model, tokenizer, full, nearest, config, "dev", prompt=plain_prompt)
     found = means(evaluate(model, tokenizer, items, generate=False))["rank_accuracy"]
     return found, float(np.mean([1 / len(item.options) for item in items]))

@@ -71,7 +71,9 @@ def run_tune(config: TuneConfig, run: Run) -> Result:
     tasks = with_examples(pool, range(len(pool.tasks)), languages, config.seed).tasks if languages else pool.tasks
     tokenizer = pool_tokenizer(tasks) if tiny else load_tokenizer(config.model)
     lr = config.lr or (TINY_LR if tiny else MODEL_LR)
-    learner = Learner(config.model, tokenizer, train_config(config.steps, config.batch_size, lr))
+    learner = Learner(
+        config.model, tokenizer, train_config(config.steps, config.batch_size, lr, "muon" if tiny else "adamw")
+    )
     items, few = _tune_test(config, target, learner)
     truth = _truth(config, target, pool)
     chosen = mixtures(config.arms, found, pool, config.k, seeds, truth)

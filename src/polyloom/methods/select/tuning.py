@@ -23,10 +23,12 @@ from polyloom.metrics.rouge import rouge_l, word_tokens
 from polyloom.models.tiny import BOS_ID, EOS_ID, PAD_ID
 from polyloom.models.tokenizers import encode, train_tokenizer
 from polyloom.training.config import TrainConfig
+from polyloom.training.engine import ParameterGroup
 from polyloom.training.loop import TrainState, train
 from polyloom.training.packing import Batch, BatchAt
 
 WIDTH, NUM_LAYERS = 96, 2
+MUON_LR = 0.05
 VOCABULARY = 1000
 NUM_OPTIONS = 10
 IGNORED = -100
@@ -217,7 +219,24 @@ def tune_arm(
     longest = min(max_positions(model) or 1024, 1024)
     rows = draw_rows(pool, chosen, config.seed, arm)
     batch_at = batches(rows, tokenizer, prompt, config.batch_size, longest, bool(model.config.is_encoder_decoder))
-    return train(model, batch_at, config, loss=answer_loss, checkpoints=checkpoints, check_stop=check_stop)
+    groups = muon_groups(model, config) if config.optimizer == "muon" else None
+    return train(
+        model, batch_at, config, loss=answer_loss, groups=groups, checkpoints=checkpoints, check_stop=check_stop
+    )
+
+
+def muon_groups(model: PreTrainedModel, config: TrainConfig) -> list[ParameterGroup]:
+    """Return the groups of the small model: Muon steps the layers' matrices, AdamW embeddings and gains.
+
+    A step of Muon costs a sixth more than AdamW's and teaches several times as much of an instruction.
+    """
+    named = list(model.named_parameters())
+    matrices = [one for name, one in named if one.dim() > 1 and "embed" not in name]
+    others = [one for name, one in named if one.dim() <= 1 or "embed" in name]
+    return [
+        {"params": matrices, "lr": MUON_LR, "weight_decay": config.weight_decay, "muon": True},
+        {"params": others, "lr": config.lr, "weight_decay": 0.0},
+    ]
 
 
 def make_test(
