@@ -155,6 +155,11 @@ def test_lint_counts_rules_over_a_pool(run: Run, tmp_path: Path) -> None:
     assert result.scalars["num_findings"].value == 0
     assert result.scalars["num_tasks"].value == 30
     assert "30 of 30 tasks clean" in result.verdicts[0]
+    pool = tmp_path / "bad.json"
+    pool.write_text(json.dumps({"a": ["{{text}}", ""], "b": "Sort the list of names.", "c": "{{x}}"}), encoding="utf-8")
+    found = run_lint(LintConfig(pool=str(pool)), run)
+    assert [found.scalars[key].value for key in ("num_empty", "num_tasks", "num_instructions")] == [3, 3, 4]
+    assert "1 of 3 tasks clean" in found.verdicts[0]
 
 
 # ---- evaluate and align

@@ -11,11 +11,10 @@ import numpy as np
 from polyloom.core.files import write_json
 from polyloom.core.result import Artifact, Result, Scalar, Series, Table
 from polyloom.methods.select.config import LintConfig
-from polyloom.methods.select.data import Pool
+from polyloom.methods.select.data import Options, Pool, make_pool, read_tasks
 from polyloom.methods.select.lexical import build_index
 from polyloom.methods.select.linting import RULES, Finding, count_rules, lint_tasks
 from polyloom.methods.select.study import SHOWN_ROWS, shorten
-from polyloom.methods.select.target import load_pool
 from polyloom.runs.folder import Run
 
 ALIKE = 0.98
@@ -28,24 +27,26 @@ def run_lint(config: LintConfig, run: Run) -> Result:
         config: the pool.
         run: the run to write `findings.json` to.
     """
-    pool = load_pool(config.model_copy(update={"cleaning": "keep"}), config.num_examples)
-    findings = lint_tasks(pool.tasks)
+    tasks = read_tasks(config.pool, config.languages, Options(split=config.split, num_examples=config.num_examples))
+    pool = make_pool(tasks, config.pool, "keep")
+    findings = lint_tasks(tasks)
+    num_instructions = sum(len(task.instructions) for task in tasks)
     counts = count_rules(findings)
     alike = alike_groups(pool)
     write_json(run.artifact("findings.json"), [asdict(one) for one in findings])
     worst: dict[str, int] = {}
     for finding in findings:
         worst[finding.task] = worst.get(finding.task, 0) + 1
-    clean = len(pool.tasks) - len(worst)
+    clean = len(tasks) - len(worst)
     rows: list[list[Any]] = [
         [one.rule, one.task, shorten(one.instruction), shorten(one.detail)] for one in _sample(findings)
     ]
     return run.result(
         scalars={
-            "num_tasks": Scalar(value=len(pool.tasks)),
-            "num_instructions": Scalar(value=len(pool.texts)),
+            "num_tasks": Scalar(value=len(tasks)),
+            "num_instructions": Scalar(value=num_instructions),
             "num_findings": Scalar(value=len(findings)),
-            "share_clean_tasks": Scalar(value=clean / len(pool.tasks), unit="share"),
+            "share_clean_tasks": Scalar(value=clean / len(tasks), unit="share"),
             "num_alike_groups": Scalar(value=len(alike)),
             **{f"num_{rule}": Scalar(value=count) for rule, count in counts.items()},
         },
@@ -77,7 +78,7 @@ def run_lint(config: LintConfig, run: Run) -> Result:
             )
         },
         verdicts=[
-            f"{len(findings)} findings in {len(pool.texts)} instructions; {clean} of {len(pool.tasks)} tasks clean.",
+            f"{len(findings)} findings in {num_instructions} instructions; {clean} of {len(tasks)} tasks clean.",
             f"{len(alike)} groups of tasks cannot be told apart by words (TF-IDF cosine above {ALIKE}).",
         ],
         limitations=[*pool.notes, "English is recognised by its function words: a terse instruction may be missed."],
