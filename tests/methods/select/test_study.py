@@ -40,6 +40,7 @@ from polyloom.methods.select.tuning import (
     definition_prompt,
     draw_rows,
     evaluate,
+    leaked_items,
     make_test,
     plain_prompt,
     pool_tokenizer,
@@ -388,6 +389,19 @@ def test_instance_votes_find_the_like_instances() -> None:
     assert votes.round().tolist() == [2.0, 1.0]
     with pytest.raises(UserError, match="no examples to retrieve"):
         instance_votes(make_pool([PoolTask("a", ("x",))], "x"), [("a", "b")])
+
+
+def test_test_inputs_that_training_repeats_are_found() -> None:
+    said = "The quick brown fox jumps over the lazy dog near the old river bank at noon on a warm day"
+    tasks = [
+        PoolTask("near", ("a",), examples=((f"{said}.", "x"), ("something else altogether", "y"))),
+        PoolTask("far", ("b",), examples=(("exactly  The same", "x"), ("", "y"))),
+    ]
+    given = [said, "nothing alike is in it", "Exactly the same", ""]
+    items = [TestItem("p", ("x",), given=one) for one in given]
+    pool = make_pool(tasks, "x")
+    assert leaked_items(items, pool, [0, 1]) == {0: "near", 2: "far"}
+    assert leaked_items(items, pool, [pool.place("far")]) == {2: "far"}
 
 
 def test_random_tasks_are_different_ones() -> None:

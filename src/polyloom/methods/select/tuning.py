@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from polyloom.core.errors import UserError
 from polyloom.core.seeding import derive_seed, python_random
+from polyloom.data.duplicates import U64, band_hashes, jaccard, minhash, permutations, shingles
 from polyloom.generation.decode import Decoding, decode, max_positions
 from polyloom.generation.scoring import score_continuations
 from polyloom.methods.select.data import Pair, Pool, PoolTask
@@ -33,17 +34,19 @@ VOCABULARY = 1000
 NUM_OPTIONS = 10
 IGNORED = -100
 MAX_ANSWER_TOKENS = 64
+LEAK_BANDS, LEAK_ROWS, LEAK_CHARACTERS, LEAK_JACCARD = 24, 4, 5, 0.8
 
 
 @dataclass(frozen=True)
 class TestItem:
-    """One test example: prompt, right answers, and the options to choose from (none for free answers)."""
+    """One test example: prompt, right answers, options to choose from (none for free answers), and its bare input."""
 
     __test__ = False
 
     prompt: str
     answers: tuple[str, ...]
     options: tuple[str, ...] = ()
+    given: str = ""
 
 
 def plain_prompt(instruction: str, given: str) -> str:
@@ -259,7 +262,8 @@ def make_test(
         wrong = sorted(set(labels) - {answer})
         options = [answer, *(wrong if len(labels) <= NUM_OPTIONS else rng.sample(wrong, NUM_OPTIONS - 1))]
         rng.shuffle(options)
-        items.append(TestItem(prompt(instructions[number % len(instructions)], given), (answer,), tuple(options)))
+        text = prompt(instructions[number % len(instructions)], given)
+        items.append(TestItem(text, (answer,), tuple(options), given))
     return items
 
 
@@ -330,8 +334,45 @@ def read_test(rows: Sequence[Mapping[str, Any]], instructions: Sequence[str], pr
         if "input" not in row or "output" not in row:
             raise UserError("has no input or no output.", where=f"--test-file: row {number + 1}")
         answers = [row["output"]] if isinstance(row["output"], str) else list(row["output"])
-        text = prompt(instructions[number % len(instructions)], str(row["input"]))
-        items.append(TestItem(text, tuple(map(str, answers)), tuple(map(str, row.get("options") or ()))))
+        given = str(row["input"])
+        text = prompt(instructions[number % len(instructions)], given)
+        items.append(TestItem(text, tuple(map(str, answers)), tuple(map(str, row.get("options") or ())), given))
     if not items:
         raise UserError("holds no test example.", where="--test-file")
     return items
+
+
+def leaked_items(items: Sequence[TestItem], pool: Pool, chosen: Sequence[int]) -> dict[int, str]:
+    """Return the test items whose input an example of a chosen task repeats or nearly repeats, each with that task.
+
+    Inputs are near where the Jaccard index of their pieces of 5 characters, case and spacing aside, is 0.8 or more;
+    MinHash bands find the candidates (missed with probability 3e-6 at 0.8).
+
+    Args:
+        items: the test.
+        pool: tasks with examples.
+        chosen: numbers of the tasks that are trained on.
+
+    Source: Broder (1997); spec 7.
+    """
+    factors = permutations(LEAK_BANDS * LEAK_ROWS)
+
+    def look(text: str) -> tuple[U64, U64]:
+        pieces = shingles(text, LEAK_CHARACTERS, space_free=True)
+        empty = not len(pieces)
+        return pieces, pieces if empty else band_hashes(minhash(pieces, *factors), LEAK_BANDS)
+
+    known: list[U64] = []
+    places: dict[tuple[int, int], list[int]] = {}
+    for number, item in enumerate(items):
+        pieces, bands = look(item.given)
+        known.append(pieces)
+        for band in enumerate(bands.tolist()):
+            places.setdefault(band, []).append(number)
+    found: dict[int, str] = {}
+    for task in (pool.tasks[i] for i in chosen):
+        for given, _ in task.examples:
+            pieces, bands = look(given)
+            near = {number for band in enumerate(bands.tolist()) for number in places.get(band, ())}
+            found |= {i: task.id for i in near - found.keys() if jaccard(pieces, known[i]) >= LEAK_JACCARD}
+    return found
