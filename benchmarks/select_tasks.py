@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-import polyloom
 from polyloom.core.seeding import python_random
 from polyloom.data.world import instruction_tasks
 from polyloom.methods.select.config import SelectStudyConfig
@@ -124,17 +125,23 @@ def scale(num_tasks: int, num_wordings: int) -> None:
             for i in range(num_tasks)
         }
         path.write_text(json.dumps(tasks), encoding="utf-8")
+        words = [
+            sys.executable,
+            "-m",
+            "polyloom",
+            "select",
+            "rank",
+            "--pool",
+            str(path),
+            "--scorers",
+            "tfidf",
+            "--json",
+        ]
+        words += ["--target", "word1 word2 word3", "--cache", f"{folder}/cache", "--runs", f"{folder}/runs"]
+        # Each in a process of its own: what the first held is not the memory of the next.
         for name in ("first", "cached", "cached"):
-            result = polyloom.run(
-                "select.rank",
-                pool=str(path),
-                target=["word1 word2 word3"],
-                scorers=["tfidf"],
-                cache=f"{folder}/cache",
-                runs=f"{folder}/runs",
-            )
-            seconds, memory = (result.scalars[key].value for key in ("ranking_cpu_seconds", "peak_memory"))
-            print(f"{name}: {seconds} CPU-s, {memory} MB")
+            found = json.loads(subprocess.run(words, check=True, capture_output=True).stdout)["scalars"]
+            print(f"{name}: {found['ranking_cpu_seconds']['value']} CPU-s, {found['peak_memory']['value']} MB")
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from polyloom.core.seeding import python_random
 from polyloom.methods.select import lab
 from polyloom.methods.select.aligning import align_latent, run_align
 from polyloom.methods.select.baselines import choose_random, gradient_similarity, instance_votes
-from polyloom.methods.select.checking import run_lint
+from polyloom.methods.select.checking import ambiguity, run_lint
 from polyloom.methods.select.config import (
     AlignConfig,
     EvaluateConfig,
@@ -161,6 +161,13 @@ def test_lint_counts_rules_over_a_pool(run: Run, tmp_path: Path) -> None:
     found = run_lint(LintConfig(pool=str(pool)), run)
     assert [found.scalars[key].value for key in ("num_empty", "num_tasks", "num_instructions")] == [3, 3, 4]
     assert "1 of 3 tasks clean" in found.verdicts[0]
+
+
+def test_ambiguity_is_the_entropy_of_the_neighbours_categories() -> None:
+    similarity = np.array([[1, 0.9, 0.8], [0.9, 1, 0.7], [0.8, 0.7, 1]], dtype=np.float32)
+    # The neighbours of the first and the second are of both categories, those of the third of one.
+    assert ambiguity(similarity, ["a", "a", "b"]).tolist() == pytest.approx([1.0, 1.0, 0.0])
+    assert len(ambiguity(similarity, ["a", "a", "a"])) == 0
 
 
 # ---- evaluate and align
