@@ -45,7 +45,7 @@ EXAMPLES_OF_MANY, EXAMPLES_OF_FEW, FEW = 30, 400, 12
 STUDY_ARMS = {"quick": ("selected", "all", "random"), "full": ("selected", "all", "random", "worst", "oracle")}
 STUDY_TARGETS = {"quick": 1, "full": 2}
 # What `benchmarks/select_tasks.py targets` finds to be learnt best, looking at neither selector nor rivals.
-STUDY_OPERATIONS = ("normalise_date_{}", "count_list_{}")
+STUDY_OPERATIONS = ("classify_kind_list_{}", "normalise_date_{}")
 STUDY_SEEDS = {"quick": 1, "full": 3}
 STUDY_STEPS = {"quick": 120, "full": 150}
 TINY_LR, MODEL_LR = 4e-3, 5e-5
