@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -104,14 +104,18 @@ def decode(data: bytes, path: Path, encoding: str = "utf-8") -> str:
         ) from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, as_object: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """Read a JSON file.
+
+    Args:
+        path: the file.
+        as_object: makes an object of its pairs, where a repeated key is to be seen.
 
     Raises:
         UserError: unreadable or not JSON (line and column are named).
     """
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path), object_pairs_hook=as_object)
     except json.JSONDecodeError as error:
         raise UserError(f"is not JSON: {error.msg}.", where=f"{path}:{error.lineno}:{error.colno}") from error
 

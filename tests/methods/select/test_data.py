@@ -145,7 +145,8 @@ def test_saved_hub_data_sets(tmp_path: Path) -> None:
         ("f.json", '{"t": "{{text}}", "u": ""}', "holds no task to compare (2 tasks"),
         ("g.json", "[]", "holds no object"),
         ("h.xml", "<x/>", "unknown ending '.xml'"),
-        ("i.json", "{}", "holds no task to compare"),
+        ("i.json", '{"t": "x y", "t": "z"}', "i.json: repeats the task 't'"),
+        ("j.json", "{}", "holds no task to compare"),
     ],
 )
 def test_bad_pools_are_refused_in_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -280,9 +280,12 @@ def test_head_starts_as_identity_learns_and_its_gradient_is_right() -> None:
 
 def test_neighbour_precision_and_category_split() -> None:
     groups, vectors = vectors_of(3, 6)
-    assert neighbour_precision(vectors * 0 + np.eye(24, dtype=np.float32)[:1], groups, [0], 5) <= 1.0
+    assert neighbour_precision(vectors * 0 + np.eye(24, dtype=np.float32)[:1], groups, range(18), [0], 5) <= 1.0
     clean = np.repeat(np.eye(3, 24, dtype=np.float32), 6, axis=0)
-    assert neighbour_precision(clean, groups, range(18), 5) == 1.0
+    assert neighbour_precision(clean, groups, range(18), range(18), 5) == 1.0
+    # Two wordings of one task are near by themselves: only those of other tasks are neighbours.
+    pairs = np.repeat(np.eye(2, 4, dtype=np.float32), 2, axis=0)
+    assert neighbour_precision(pairs, ["a", "a", "b", "b"], [0, 0, 1, 1], range(4), 1) == 0.0
     split = split_categories([f"c{i // 6}" for i in range(60)] + ["rare"], seed=3)
     parts = [*split.seen, *split.dev, *split.unseen]
     assert len(parts) == len(set(parts)) == 10

@@ -15,9 +15,9 @@ import polyloom
 from polyloom.core.errors import PolyloomError, UserError
 from polyloom.core.seeding import python_random
 from polyloom.methods.select import lab
-from polyloom.methods.select.aligning import run_align
+from polyloom.methods.select.aligning import align_latent, run_align
 from polyloom.methods.select.baselines import choose_random, gradient_similarity, instance_votes
-from polyloom.methods.select.checking import run_lint
+from polyloom.methods.select.checking import ambiguity, run_lint
 from polyloom.methods.select.config import (
     AlignConfig,
     EvaluateConfig,
@@ -28,9 +28,10 @@ from polyloom.methods.select.config import (
     StabilityConfig,
     TuneConfig,
 )
-from polyloom.methods.select.data import PoolTask, make_pool
+from polyloom.methods.select.data import PoolTask, make_pool, read_pool
 from polyloom.methods.select.evaluation import run_evaluate
 from polyloom.methods.select.lab import difference_scalars, run_study
+from polyloom.methods.select.scoring import read_head, score_pool
 from polyloom.methods.select.study import run_explain, run_rank, run_stability
 from polyloom.methods.select.tune import run_tune
 from polyloom.methods.select.tuning import (
@@ -39,6 +40,7 @@ from polyloom.methods.select.tuning import (
     definition_prompt,
     draw_rows,
     evaluate,
+    leaked_items,
     make_test,
     plain_prompt,
     pool_tokenizer,
@@ -99,16 +101,14 @@ def test_rank_answers_through_the_command_line(cli: Callable[..., Any], tmp_path
         (("--target", "count it", "--cleaning", "wash"), "--cleaning"),
         (("--target", "count it", "--exclude-same-source"), "data set is not known"),
         (("--target", "count it", "--scorers", "no/such/encoder/here"), "there is no such folder"),
-        (("--target", "count it", "--scorers", "latent", "--head", "nowhere"), ""),
+        (("--target", "count it", "--scorers", "latent", "--head", "nowhere"), "holds no aligned head"),
+        (("--target", "count it", "--head", "nowhere"), "no scorer takes an aligned head"),
     ],
 )
 def test_rank_refuses_in_one_line(
     cli: Callable[..., Any], tmp_path: Path, words: tuple[Any, ...], message: str
 ) -> None:
     answer = cli("select", "rank", "--pool", toy_pool(tmp_path), "--cache", tmp_path / "c", *words)
-    if not message:
-        assert answer.exit_code == 0
-        return
     assert answer.exit_code == 2
     assert message in answer.stderr
     assert "Traceback" not in answer.stderr
@@ -156,6 +156,18 @@ def test_lint_counts_rules_over_a_pool(run: Run, tmp_path: Path) -> None:
     assert result.scalars["num_findings"].value == 0
     assert result.scalars["num_tasks"].value == 30
     assert "30 of 30 tasks clean" in result.verdicts[0]
+    pool = tmp_path / "bad.json"
+    pool.write_text(json.dumps({"a": ["{{text}}", ""], "b": "Sort the list of names.", "c": "{{x}}"}), encoding="utf-8")
+    found = run_lint(LintConfig(pool=str(pool)), run)
+    assert [found.scalars[key].value for key in ("num_empty", "num_tasks", "num_instructions")] == [3, 3, 4]
+    assert "1 of 3 tasks clean" in found.verdicts[0]
+
+
+def test_ambiguity_is_the_entropy_of_the_neighbours_categories() -> None:
+    similarity = np.array([[1, 0.9, 0.8], [0.9, 1, 0.7], [0.8, 0.7, 1]], dtype=np.float32)
+    # The neighbours of the first and the second are of both categories, those of the third of one.
+    assert ambiguity(similarity, ["a", "a", "b"]).tolist() == pytest.approx([1.0, 1.0, 0.0])
+    assert len(ambiguity(similarity, ["a", "a", "a"])) == 0
 
 
 # ---- evaluate and align
@@ -246,6 +258,32 @@ def test_align_trains_an_encoder_and_writes_what_rank_reads(run: Run, tmp_path: 
     extra: dict[str, Any] = {"scorers": [config.encoder], "head": path} if recipe == "head" else {"scorers": [path]}
     ranked = run_rank(RankConfig(pool=pool, target=["c1w1 c1w2"], cache=str(tmp_path / "cache"), **extra), run)
     assert ranked.scalars["num_tasks"].value == 48
+
+
+def test_an_aligned_latent_encoder_is_what_rank_uses(run: Run, tmp_path: Path) -> None:
+    pool = many_categories(tmp_path)
+    run_align(AlignConfig(pool=pool, lr=3e-3, num_epochs=3, max_unseen_drop=1.0), run)
+    given = RankConfig(pool=pool, target_task="t1_0", scorers=["latent"], cache=str(tmp_path / "cache"))
+    head = str(run.artifact("head.safetensors"))
+    plain, aligned = (
+        [row[3] for row in run_rank(given.model_copy(update={"head": one}), run).tables["ranking"].rows]
+        for one in (None, head)
+    )
+    assert plain != aligned
+    with pytest.raises(UserError, match="is a head of the latent encoder"):
+        read_head(Path(head), 8)
+
+
+def test_a_whole_pool_aligns_the_latent_encoder_with_its_categories(tmp_path: Path) -> None:
+    pool = read_pool(many_categories(tmp_path))
+    align_latent(pool, tmp_path / "head.safetensors", 0)
+    categories = [task.category for task in pool.tasks]
+    near = []
+    for head in (None, tmp_path / "head.safetensors"):
+        scores = score_pool(["c2w0 shared word1"], pool, ["latent"], head=head).fused
+        own = [one for one, category in zip(scores, categories, strict=True) if category == "k2"]
+        near.append(float(np.mean(own) - scores.mean()))
+    assert near[1] > near[0]
 
 
 def test_align_refuses_what_it_cannot_hold_out(run: Run, tmp_path: Path) -> None:
@@ -358,6 +396,19 @@ def test_instance_votes_find_the_like_instances() -> None:
     assert votes.round().tolist() == [2.0, 1.0]
     with pytest.raises(UserError, match="no examples to retrieve"):
         instance_votes(make_pool([PoolTask("a", ("x",))], "x"), [("a", "b")])
+
+
+def test_test_inputs_that_training_repeats_are_found() -> None:
+    said = "The quick brown fox jumps over the lazy dog near the old river bank at noon on a warm day"
+    tasks = [
+        PoolTask("near", ("a",), examples=((f"{said}.", "x"), ("something else altogether", "y"))),
+        PoolTask("far", ("b",), examples=(("exactly  The same", "x"), ("", "y"))),
+    ]
+    given = [said, "nothing alike is in it", "Exactly the same", ""]
+    items = [TestItem("p", ("x",), given=one) for one in given]
+    pool = make_pool(tasks, "x")
+    assert leaked_items(items, pool, [0, 1]) == {0: "near", 2: "far"}
+    assert leaked_items(items, pool, [pool.place("far")]) == {2: "far"}
 
 
 def test_random_tasks_are_different_ones() -> None:

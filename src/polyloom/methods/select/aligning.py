@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from polyloom.methods.select.alignment import (
 from polyloom.methods.select.config import AlignConfig
 from polyloom.methods.select.data import Pool
 from polyloom.methods.select.lexical import latent_project, latent_vectors
-from polyloom.methods.select.scoring import LATENT, Scored, cache_folder, encode_texts
+from polyloom.methods.select.scoring import LATENT, Scored, cache_folder, encode_texts, write_latent
 from polyloom.methods.select.target import load_pool
 from polyloom.models.device import pin_threads, torch_generator
 from polyloom.models.load import save_model
@@ -36,8 +37,32 @@ from polyloom.runs.folder import Run
 DEFAULTS = {"head": (3e-4, 5), "last-n": (2e-5, 2), "paper": (1e-6, 5)}
 BATCH = 16
 SMALLEST = 5
+ALIGNED_WORDINGS, ALIGNED_SHARE = 2, 0.1
 PARTS = ("seen", "dev", "unseen")
 Floats = NDArray[np.float32]
+
+
+def align_latent(pool: Pool, path: Path, seed: int) -> None:
+    """Align the latent encoder with the categories of a whole pool by the defaults of `head`, and write it.
+
+    Args:
+        pool: its tasks may not hold the target; a few evenly spaced wordings of each are paired.
+        path: file to write.
+        seed: of pairs and order.
+
+    Source: spec 2.3: pairs of the training tasks' own instructions.
+    """
+    projection, idf, terms = latent_vectors(pool.texts)
+    said = [(text, task.category) for task in pool.tasks for text in task.instructions[:: _stride(task.instructions)]]
+    vectors = latent_project([text for text, _ in said], projection, idf, terms)
+    pairs = build_pairs([category for _, category in said], vectors, seed, ALIGNED_SHARE)
+    lr, num_epochs = DEFAULTS["head"]
+    head = train_head(vectors, pairs.pairs, lr=lr, num_epochs=num_epochs, seed=seed)
+    write_latent(path, projection @ head.weights[-1], idf, terms)
+
+
+def _stride(said: Sequence[str]) -> int:
+    return -(-len(said) // ALIGNED_WORDINGS)
 
 
 @dataclass(frozen=True)
@@ -45,11 +70,12 @@ class Judge:
     """The texts of a pool with their categories, and the queries of every part of the split."""
 
     categories: tuple[str, ...]
+    owners: tuple[int, ...]
     queries: dict[str, tuple[int, ...]]
 
     def __call__(self, vectors: Floats) -> dict[str, float]:
         """Return P@5 of every part."""
-        return {part: neighbour_precision(vectors, self.categories, self.queries[part]) for part in PARTS}
+        return {part: neighbour_precision(vectors, self.categories, self.owners, self.queries[part]) for part in PARTS}
 
 
 def run_align(config: AlignConfig, run: Run) -> Result:
@@ -83,7 +109,7 @@ def run_align(config: AlignConfig, run: Run) -> Result:
     lr, num_epochs = DEFAULTS[config.recipe]
     settings = (config.lr or lr, config.num_epochs or num_epochs)
     if config.recipe == "head":
-        measures, losses, keep = _train_head(config, run, base, pairs, judge, settings)
+        measures, losses, keep = _train_head(config, run, pool, base, pairs, judge, settings)
     else:
         measures, losses, keep = _train_encoder(config, run, pool, pairs, judge, settings)
     last = len(measures) - 1
@@ -132,12 +158,12 @@ def _judge(pool: Pool, split: Split) -> Judge:
     categories = tuple(pool.tasks[owner].category or f"task {owner}" for owner in pool.owners)
     first = {owner: number for number, owner in reversed(list(enumerate(pool.owners)))}
     names = {"seen": split.seen, "dev": split.dev, "unseen": split.unseen}
-    # Many wordings of one task are near-copies: one text a task is asked, or P@5 would count wordings.
+    # Wordings of one task are near-copies: one of each is asked, and its own task is no neighbour.
     queries = {
         part: tuple(first[i] for i, task in enumerate(pool.tasks) if task.category in members)
         for part, members in names.items()
     }
-    return Judge(categories, queries)
+    return Judge(categories, pool.owners, queries)
 
 
 def _pairs(config: AlignConfig, pool: Pool, split: Split, base: Floats) -> Pairs:
@@ -165,7 +191,7 @@ Trained = tuple[list[dict[str, float]], list[float], Keep]
 
 
 def _train_head(
-    config: AlignConfig, run: Run, base: Floats, pairs: Pairs, judge: Judge, settings: tuple[float, int]
+    config: AlignConfig, run: Run, pool: Pool, base: Floats, pairs: Pairs, judge: Judge, settings: tuple[float, int]
 ) -> Trained:
     lr, num_epochs = settings
     with run.progress("epochs", num_epochs) as advance:
@@ -178,8 +204,12 @@ def _train_head(
     measures = [judge(base @ weight) for weight in head.weights]
 
     def keep(epoch: int) -> dict[str, Artifact]:
-        data = save_tensors({"weight": np.ascontiguousarray(head.weights[epoch])})
-        write_bytes(run.artifact("head.safetensors"), data)
+        weight, path = np.ascontiguousarray(head.weights[epoch]), run.artifact("head.safetensors")
+        if config.encoder == LATENT:
+            projection, idf, terms = latent_vectors(pool.texts)
+            write_latent(path, projection @ weight, idf, terms)
+        else:
+            write_bytes(path, save_tensors({"weight": weight}))
         text = "Aligned head; use it with `polyloom select rank --head`."
         return {
             "head": Artifact(path="artifacts/head.safetensors", media_type="application/octet-stream", description=text)

@@ -146,14 +146,26 @@ def train_head(
 
 
 def neighbour_precision(
-    vectors: Float[np.ndarray, "n d"], categories: Sequence[str], queries: Sequence[int], k: int = 5
+    vectors: Float[np.ndarray, "n d"],
+    categories: Sequence[str],
+    owners: Sequence[int],
+    queries: Sequence[int],
+    k: int = 5,
 ) -> float:
-    """Return the share of each query's k nearest other texts that have its category, averaged over the queries."""
+    """Return the share of each query's k nearest texts of other tasks that have its category, averaged over queries.
+
+    Args:
+        vectors: of all texts.
+        categories: of each text.
+        owners: the task of each text.
+        queries: numbers of the texts that ask.
+        k: neighbours.
+    """
     unit = unit_rows(vectors)
     total = 0.0
     for query in queries:
         scores = unit @ unit[query]
-        scores[query] = -np.inf
+        scores[np.asarray(owners) == owners[query]] = -np.inf
         nearest = np.lexsort((np.arange(len(scores)), -scores))[:k]
         total += sum(categories[i] == categories[query] for i in nearest) / k
     return total / max(1, len(queries))

@@ -7,18 +7,21 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from polyloom.core.files import write_json
 from polyloom.core.result import Artifact, Result, Scalar, Series, Table
 from polyloom.methods.select.config import LintConfig
-from polyloom.methods.select.data import Pool
+from polyloom.methods.select.data import Options, Pool, make_pool, read_tasks
 from polyloom.methods.select.lexical import build_index
 from polyloom.methods.select.linting import RULES, Finding, count_rules, lint_tasks
+from polyloom.methods.select.method import order_by
 from polyloom.methods.select.study import SHOWN_ROWS, shorten
-from polyloom.methods.select.target import load_pool
 from polyloom.runs.folder import Run
 
 ALIKE = 0.98
+NEIGHBOURS, MOST_TASKS = 10, 3000
+Floats = NDArray[np.float32]
 
 
 def run_lint(config: LintConfig, run: Run) -> Result:
@@ -28,25 +31,30 @@ def run_lint(config: LintConfig, run: Run) -> Result:
         config: the pool.
         run: the run to write `findings.json` to.
     """
-    pool = load_pool(config.model_copy(update={"cleaning": "keep"}), config.num_examples)
-    findings = lint_tasks(pool.tasks)
+    tasks = read_tasks(config.pool, config.languages, Options(split=config.split, num_examples=config.num_examples))
+    pool = make_pool(tasks, config.pool, "keep")
+    findings = lint_tasks(tasks)
+    num_instructions = sum(len(task.instructions) for task in tasks)
     counts = count_rules(findings)
-    alike = alike_groups(pool)
+    similarity = task_similarity(pool)
+    alike = alike_groups(pool, similarity)
+    unsure = ambiguity(similarity, [task.category for task in pool.tasks])
     write_json(run.artifact("findings.json"), [asdict(one) for one in findings])
     worst: dict[str, int] = {}
     for finding in findings:
         worst[finding.task] = worst.get(finding.task, 0) + 1
-    clean = len(pool.tasks) - len(worst)
+    clean = len(tasks) - len(worst)
     rows: list[list[Any]] = [
         [one.rule, one.task, shorten(one.instruction), shorten(one.detail)] for one in _sample(findings)
     ]
     return run.result(
         scalars={
-            "num_tasks": Scalar(value=len(pool.tasks)),
-            "num_instructions": Scalar(value=len(pool.texts)),
+            "num_tasks": Scalar(value=len(tasks)),
+            "num_instructions": Scalar(value=num_instructions),
             "num_findings": Scalar(value=len(findings)),
-            "share_clean_tasks": Scalar(value=clean / len(pool.tasks), unit="share"),
+            "share_clean_tasks": Scalar(value=clean / len(tasks), unit="share"),
             "num_alike_groups": Scalar(value=len(alike)),
+            **({"mean_ambiguity": Scalar(value=float(unsure.mean()))} if len(unsure) else {}),
             **{f"num_{rule}": Scalar(value=count) for rule, count in counts.items()},
         },
         tables={
@@ -60,6 +68,7 @@ def run_lint(config: LintConfig, run: Run) -> Result:
                 rows=[[len(group), shorten(", ".join(group))] for group in alike[:SHOWN_ROWS]],
                 title="Tasks that the words of their instructions cannot tell apart",
             ),
+            **({"ambiguous": _unsure_table(pool, unsure)} if len(unsure) else {}),
         },
         series={
             "findings": Series(
@@ -77,7 +86,7 @@ def run_lint(config: LintConfig, run: Run) -> Result:
             )
         },
         verdicts=[
-            f"{len(findings)} findings in {len(pool.texts)} instructions; {clean} of {len(pool.tasks)} tasks clean.",
+            f"{len(findings)} findings in {num_instructions} instructions; {clean} of {len(tasks)} tasks clean.",
             f"{len(alike)} groups of tasks cannot be told apart by words (TF-IDF cosine above {ALIKE}).",
         ],
         limitations=[*pool.notes, "English is recognised by its function words: a terse instruction may be missed."],
@@ -89,12 +98,16 @@ def _sample(findings: Sequence[Finding], each: int = 8) -> list[Finding]:
     return [one for rule in RULES for one in [f for f in findings if f.rule == rule][:each]]
 
 
-def alike_groups(pool: Pool) -> list[list[str]]:
-    """Return groups of tasks whose instructions have a mean TF-IDF cosine above 0.98 to the group's first."""
-    if len(pool.tasks) > 3000:
-        return []
+def task_similarity(pool: Pool) -> Floats:
+    """Return TF-IDF cosines [T, T] of the tasks by all their instructions; empty for more than 3000 tasks."""
+    if len(pool.tasks) > MOST_TASKS:
+        return np.zeros((0, 0), dtype=np.float32)
     said = [" ".join(task.instructions) for task in pool.tasks]
-    similarity = build_index(said, "tfidf").score_all(said)
+    return build_index(said, "tfidf").score_all(said)
+
+
+def alike_groups(pool: Pool, similarity: Floats) -> list[list[str]]:
+    """Return groups of tasks whose instructions have a TF-IDF cosine above 0.98 to the group's first."""
     groups, seen = [], set()
     for number, row in enumerate(similarity):
         if number in seen:
@@ -104,3 +117,34 @@ def alike_groups(pool: Pool) -> list[list[str]]:
             seen.update(members)
             groups.append([pool.tasks[i].id for i in members])
     return sorted(groups, key=lambda group: -len(group))
+
+
+def ambiguity(similarity: Floats, categories: Sequence[str]) -> Floats:
+    """Return for each task the entropy of its 10 nearest tasks' categories as a share of the most: 0 clear, 1 any.
+
+    Args:
+        similarity: cosines of the tasks.
+        categories: of the tasks; with fewer than two there is no entropy, and an empty array is returned.
+
+    Source: spec 7: the category posterior of an instruction's neighbours.
+    """
+    if len(set(categories)) < 2 or not len(similarity):
+        return np.zeros(0, dtype=np.float32)
+    places = {name: place for place, name in enumerate(sorted(set(categories)))}
+    numbers = np.array([places[name] for name in categories])
+    found = []
+    for number, row in enumerate(similarity):
+        order = [i for i in order_by(row) if i != number][:NEIGHBOURS]
+        shares = np.bincount(numbers[order]) / len(order)
+        shares = shares[shares > 0]
+        found.append(-(shares * np.log(shares)).sum() / np.log(min(NEIGHBOURS, len(places))))
+    return np.array(found, dtype=np.float32)
+
+
+def _unsure_table(pool: Pool, unsure: Floats) -> Table:
+    rows: list[list[Any]] = [
+        [pool.tasks[i].id, float(unsure[i]), pool.tasks[i].category, shorten(pool.tasks[i].instructions[0])]
+        for i in order_by(unsure)[:SHOWN_ROWS]
+    ]
+    title = "Tasks whose neighbours are of many categories: say more clearly what is wanted"
+    return Table(columns=["task", "ambiguity", "category", "instruction"], rows=rows, title=title)

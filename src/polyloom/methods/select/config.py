@@ -121,5 +121,7 @@ class SelectStudyConfig(StudyConfig):
     languages: list[str] = Field(
         ["en", "de", "es", "tr", "fr", "it"], min_length=2, max_length=6, description="Languages of the world."
     )
-    scorers: list[str] = Field(["tfidf"], min_length=1, description=SCORERS_HELP)
+    scorers: list[str] = Field(
+        ["latent"], min_length=1, description=SCORERS_HELP + " latent is aligned with the pool's operations first."
+    )
     num_seeds: int | None = Field(None, ge=1, description="Seeds. [default: by profile]")

@@ -8,6 +8,7 @@ import itertools
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from polyloom.methods.select.cleaning import Cleaning, clean_all
 
 Pair = tuple[str, str]
 MAX_EXAMPLES = 5000
+OWN_ID = "Give every task its own id."
 TASK_KEYS, INSTRUCTION_KEYS = ("task", "task_id", "id", "name"), ("instructions", "instruction", "definition")
 
 
@@ -101,7 +103,7 @@ def make_pool(tasks: Iterable[PoolTask], where: str, cleaning: Cleaning = "drop"
     given = sorted(tasks, key=lambda task: task.id)
     repeated = [a.id for a, b in itertools.pairwise(given) if a.id == b.id]
     if repeated:
-        hint = "Give every task its own id; instructions of one task go into one list."
+        hint = f"{OWN_ID} Instructions of one task go into one list."
         raise UserError(f"the task {repeated[0]!r} stands in it twice ({len(repeated)} such).", where=where, hint=hint)
     cleaned = [replace(task, instructions=tuple(clean_all(task.instructions, cleaning))) for task in given]
     kept = [task for task in cleaned if task.instructions]
@@ -129,11 +131,10 @@ def read_pool(
     split: str | None = None,
     num_examples: int = 0,
 ) -> Pool:
-    """Read a pool of tasks.
+    """Read a pool of tasks and clean their instructions.
 
     Args:
-        source: `world`; a folder of Natural Instructions task files, promptsource templates, BIG-Bench tasks or BBH; a
-            `.json`, `.jsonl`, `.csv` or `.tsv` file; a saved Hugging Face data set, or `hf:NAME` of the hub.
+        source: as for `read_tasks`.
         cleaning: of the instructions.
         languages: of the embedded world.
         original_only: of promptsource, take the templates that state the data set's own task.
@@ -143,18 +144,8 @@ def read_pool(
     Raises:
         UserError: it cannot be read, or holds no task; file, task and line are named.
     """
-    if source == "world":
-        from polyloom.methods.select.world_pool import world_tasks
-
-        return make_pool(world_tasks(languages), "world", cleaning)
-    if source.startswith("hf:"):
-        return make_pool(_read_hub(source.removeprefix("hf:"), num_examples), source, cleaning)
-    path = Path(source)
-    if not path.exists():
-        raise UserError("there is no such pool.", where=source, hint="Name a file or folder, `world`, or `hf:NAME`.")
-    read = _read_folder if path.is_dir() else _reader(path)
-    tasks = list(read(path, Options(original_only, split, num_examples)))
-    return make_pool(tasks, str(path), cleaning)
+    tasks = read_tasks(source, languages, Options(original_only, split, num_examples))
+    return make_pool(tasks, source, cleaning)
 
 
 @dataclass(frozen=True)
@@ -164,6 +155,31 @@ class Options:
     original_only: bool = True
     split: str | None = None
     num_examples: int = 0
+
+
+def read_tasks(source: str, languages: Sequence[str], options: Options) -> list[PoolTask]:
+    """Read the tasks of a pool as its files have them.
+
+    Args:
+        source: `world`; a folder of Natural Instructions task files, promptsource templates, BIG-Bench tasks or BBH; a
+            `.json`, `.jsonl`, `.csv` or `.tsv` file; a saved Hugging Face data set, or `hf:NAME` of the hub.
+        languages: of the embedded world.
+        options: what of the files is read.
+
+    Raises:
+        UserError: it cannot be read; file, task and line are named.
+    """
+    if source == "world":
+        from polyloom.methods.select.world_pool import world_tasks
+
+        return world_tasks(languages)
+    if source.startswith("hf:"):
+        return list(_read_hub(source.removeprefix("hf:"), options.num_examples))
+    path = Path(source)
+    if not path.exists():
+        raise UserError("there is no such pool.", where=source, hint="Name a file or folder, `world`, or `hf:NAME`.")
+    read = _read_folder if path.is_dir() else _reader(path)
+    return list(read(path, options))
 
 
 def _reader(path: Path) -> Callable[[Path, Options], Iterator[PoolTask]]:
@@ -227,7 +243,15 @@ def _first(value: Any) -> str:
 
 
 def _read_json(path: Path, options: Options) -> Iterator[PoolTask]:
-    value = read_json(path)
+    repeated: set[str] = set()
+
+    def seen(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            repeated.update(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        return found
+
+    value = read_json(path, seen)
     if not isinstance(value, dict):
         raise UserError("holds no object.", where=str(path), hint="Write {task: {instructions: [...]}}, or JSON lines.")
     if "Definition" in value or "Instances" in value:
@@ -236,6 +260,8 @@ def _read_json(path: Path, options: Options) -> Iterator[PoolTask]:
         yield _big_bench(value, path, options)
     else:
         for name, entry in value.items():
+            if name in repeated:
+                raise UserError(f"repeats the task {name!r}.", where=str(path), hint=OWN_ID)
             task = _entry(name, entry, f"{path}: {name}")
             if options.split is None or not isinstance(entry, dict) or entry.get("split") in (None, options.split):
                 yield task
@@ -375,7 +401,7 @@ def _gather(rows: Iterable[tuple[str, Mapping[str, Any]]], options: Options) -> 
             raise UserError(f"has no field for {lacks}.", where=where, hint=hint)
         whole = "input" not in row
         if name in tasks and whole:
-            raise UserError(f"repeats the task {name!r}.", where=where, hint="Give every task its own id.")
+            raise UserError(f"repeats the task {name!r}.", where=where, hint=OWN_ID)
         old = tasks.get(name, PoolTask(name, (), source=source_of(name)))
         said = tuple(dict.fromkeys(old.instructions + _strings(row[key], where)))
         pairs = old.examples

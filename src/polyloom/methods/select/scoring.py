@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +84,8 @@ def score_pool(
     found = Scored(list(dict.fromkeys(scorers)), [], [], np.zeros(0))
     if not found.names:
         raise UserError("no scorer is given.", where="--scorers")
+    if head is not None and set(found.names) <= set(LEXICAL):
+        raise UserError("no scorer takes an aligned head.", where="--head", hint="Use --scorers latent or an encoder.")
     owners = np.array(pool.owners)
     for name in found.names:
         pairs = pair_scores(name, target, pool.texts, found, cache, head)
@@ -100,8 +103,8 @@ def pair_scores(
         kind: Lexical = name
         return lexical_index(texts, kind, cache).score_all(target)
     if name == LATENT:
-        projection, idf, chosen = latent_vectors(texts)
-        return cosine_pairs(*(latent_project(part, projection, idf, chosen) for part in (target, texts)))
+        latent = latent_vectors(texts) if head is None else read_latent(head)
+        return cosine_pairs(*(latent_project(part, *latent) for part in (target, texts)))
     vectors = encode_texts(name, [*target, *texts], found, cache)
     if head is not None:
         vectors = vectors @ read_head(head, vectors.shape[1])
@@ -132,14 +135,39 @@ def read_head(path: Path, dim: int) -> Floats:
     Raises:
         UserError: no such file, or it was made for another encoder's dimension.
     """
+    weight = _head_tensors(path, "weight")["weight"]
+    if weight.shape != (dim, dim):
+        raise UserError(f"is a head for {weight.shape[0]} dimensions; the encoder has {dim}.", where=str(path))
+    return np.asarray(weight, dtype=np.float32)
+
+
+def _head_tensors(path: Path, wanted: str) -> dict[str, NDArray[Any]]:
     file = path / "head.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise UserError("holds no aligned head.", where=str(path), hint="Make one with: polyloom select align")
     with safe_open(str(file), framework="numpy") as opened:
-        weight: Floats = opened.get_tensor("weight")
-    if weight.shape != (dim, dim):
-        raise UserError(f"is a head for {weight.shape[0]} dimensions; the encoder has {dim}.", where=str(file))
-    return weight
+        found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no iterator)
+    if wanted not in found:
+        made = "the latent encoder" if "projection" in found else "a sentence encoder"
+        raise UserError(f"is a head of {made}, which is not among the scorers.", where=str(file))
+    return found
+
+
+def write_latent(path: Path, projection: Floats, idf: Floats, terms: Sequence[str]) -> None:
+    """Write an aligned latent encoder whole: the space that another pool would be given is another one."""
+    names = np.frombuffer("\n".join(terms).encode(), dtype=np.uint8)
+    tensors = {"projection": np.ascontiguousarray(projection), "idf": idf, "terms": names}
+    write_bytes(path, save_tensors(tensors))
+
+
+def read_latent(path: Path) -> tuple[Floats, Floats, list[str]]:
+    """Read what `write_latent` wrote: projection, idf and terms.
+
+    Raises:
+        UserError: no such file, or a sentence encoder's head.
+    """
+    found = _head_tensors(path, "projection")
+    return found["projection"], found["idf"], found["terms"].tobytes().decode().split("\n")
 
 
 def lexical_index(texts: Sequence[str], kind: Lexical, cache: Path | None) -> LexicalIndex:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from polyloom.methods.select.study import ranking_table, score
 from polyloom.methods.select.target import Target, resolve
 from polyloom.methods.select.tuning import (
     TestItem,
+    leaked_items,
     pool_tokenizer,
     read_test,
     tune_arm,
@@ -71,7 +72,9 @@ def run_tune(config: TuneConfig, run: Run) -> Result:
     tasks = with_examples(pool, range(len(pool.tasks)), languages, config.seed).tasks if languages else pool.tasks
     tokenizer = pool_tokenizer(tasks) if tiny else load_tokenizer(config.model)
     lr = config.lr or (TINY_LR if tiny else MODEL_LR)
-    learner = Learner(config.model, tokenizer, train_config(config.steps, config.batch_size, lr))
+    learner = Learner(
+        config.model, tokenizer, train_config(config.steps, config.batch_size, lr, "muon" if tiny else "adamw")
+    )
     items, few = _tune_test(config, target, learner)
     truth = _truth(config, target, pool)
     chosen = mixtures(config.arms, found, pool, config.k, seeds, truth)
@@ -80,6 +83,8 @@ def run_tune(config: TuneConfig, run: Run) -> Result:
     rows = run_jobs([Job(target, items, few, chosen)], pool, learner, seeds, languages, run)
     order = order_by(found.fused)
     scalars = {"num_tasks": Scalar(value=len(pool.tasks)), "num_test": Scalar(value=len(items))}
+    leaked = leaked_items(items, full, [int(i) for i in order[: config.k]])
+    scalars["num_leaked_test"] = Scalar(value=len(leaked))
     scalars |= arm_scalars(rows) | difference_scalars(rows)
     artifacts = {}
     if not tiny and "selected" in config.arms:
@@ -99,10 +104,21 @@ def run_tune(config: TuneConfig, run: Run) -> Result:
         limitations=[
             *pool.notes,
             *found.notes,
+            *_leak_notes(leaked, items),
             *([NOTICE + ".", BY_DESIGN] if languages else []),
             *([] if len(seeds) > 1 else ["One seed is too little to decide."]),
         ],
     )
+
+
+def _leak_notes(leaked: Mapping[int, str], items: Sequence[TestItem]) -> list[str]:
+    if not leaked:
+        return []
+    first = min(leaked)
+    return [
+        f"{len(leaked)} of {len(items)} test inputs are repeated, or nearly, by examples of the selected tasks (first "
+        f"{items[first].given[:60]!r} in {leaked[first]}): the test flatters the selection."
+    ]
 
 
 def _tune_test(config: TuneConfig, target: Target, learner: Learner) -> tuple[list[TestItem], list[Pair]]:
