@@ -124,6 +124,25 @@ def test_words_in_both_texts_are_marked_before_alignment(base: str) -> None:
         assert not torch.allclose(model(shared), plain(shared), atol=1e-3)
 
 
+@pytest.mark.parametrize(("base", "rate", "dropped"), [("bag", 6e-3, 0.3), ("esim", 3e-3, 0.3), ("re2", 1e-3, 0.1)])
+def test_a_base_has_its_own_recipe(base: str, rate: float, dropped: float) -> None:
+    pairs = world_pairs(32, "train")
+    model = build(pairs, replace(SMALL, base=base), 0).model
+    assert (Recipe(base=base).rate, model.shape.dropout) == (rate, dropped)
+    assert model.shape.overlap == (base != "bag")
+    assert not build(pairs, replace(SMALL, base=base, overlap=False), 0).model.shape.overlap
+    assert build(pairs, replace(SMALL, base=base, dropout=0.0), 0).model.shape.dropout == 0
+
+
+def test_first_vectors_have_the_spread_of_their_base() -> None:
+    pairs = world_pairs(64, "train")
+    initial = from_texts(pairs.texts(), 8)
+    for base, spread in (("bag", 0.3), ("esim", 1.0), ("re2", 0.3)):
+        rows = build(pairs, replace(SMALL, base=base), 0, initial).model.embedding.weight
+        assert isinstance(rows, torch.Tensor)
+        assert float(rows[1:].detach().std()) == pytest.approx(spread, rel=0.15)
+
+
 @pytest.mark.parametrize("pooling", ["both", "mean"])
 @pytest.mark.parametrize("block", ["none", "fa", "mlp"])
 def test_a_bag_of_rows_is_the_bag_that_was_trained(block: str, pooling: Pooling) -> None:
