@@ -160,7 +160,7 @@ def _head_tensors(path: Path) -> dict[str, NDArray[Any]]:
 def write_latent(path: Path, projection: Floats, idf: Floats, terms: Sequence[str]) -> None:
     """Write an aligned latent encoder whole: the space that another pool would be given is another one."""
     names = np.frombuffer("\n".join(terms).encode(), dtype=np.uint8)
-    tensors = {"projection": np.ascontiguousarray(projection), "idf": idf, "terms": names}
+    tensors: dict[str, NDArray[Any]] = {"projection": projection.copy(), "idf": idf, "terms": names}
     write_bytes(path, save_tensors(tensors))
 
 
