@@ -31,7 +31,7 @@ from polyloom.methods.select.config import (
 from polyloom.methods.select.data import PoolTask, make_pool, read_pool
 from polyloom.methods.select.evaluation import run_evaluate
 from polyloom.methods.select.lab import difference_scalars, run_study
-from polyloom.methods.select.scoring import read_head, score_pool
+from polyloom.methods.select.scoring import LATENT, head_for, score_pool
 from polyloom.methods.select.study import run_explain, run_rank, run_stability
 from polyloom.methods.select.tune import run_tune
 from polyloom.methods.select.tuning import (
@@ -102,7 +102,7 @@ def test_rank_answers_through_the_command_line(cli: Callable[..., Any], tmp_path
         (("--target", "count it", "--exclude-same-source"), "data set is not known"),
         (("--target", "count it", "--scorers", "no/such/encoder/here"), "there is no such folder"),
         (("--target", "count it", "--scorers", "latent", "--head", "nowhere"), "holds no aligned head"),
-        (("--target", "count it", "--head", "nowhere"), "no scorer takes an aligned head"),
+        (("--target", "count it", "--head", "nowhere"), "no scorer takes this aligned head"),
     ],
 )
 def test_rank_refuses_in_one_line(
@@ -270,8 +270,7 @@ def test_an_aligned_latent_encoder_is_what_rank_uses(run: Run, tmp_path: Path) -
         for one in (None, head)
     )
     assert plain != aligned
-    with pytest.raises(UserError, match="is a head of the latent encoder"):
-        read_head(Path(head), 8)
+    assert (head_for(LATENT, Path(head)), head_for("folder", Path(head))) == (Path(head), None)
 
 
 def test_a_whole_pool_aligns_the_latent_encoder_with_its_categories(tmp_path: Path) -> None:

@@ -37,6 +37,11 @@ from polyloom.runs.folder import Run
 DEFAULTS = {"head": (3e-4, 5), "last-n": (2e-5, 2), "paper": (1e-6, 5)}
 BATCH = 16
 SMALLEST = 5
+HEAD = Artifact(
+    path="artifacts/head.safetensors",
+    media_type="application/octet-stream",
+    description="Aligned head; use it with `polyloom select rank --head`.",
+)
 ALIGNED_WORDINGS, ALIGNED_SHARE = 2, 0.1
 PARTS = ("seen", "dev", "unseen")
 Floats = NDArray[np.float32]
@@ -210,10 +215,7 @@ def _train_head(
             write_latent(path, projection @ weight, idf, terms)
         else:
             write_bytes(path, save_tensors({"weight": weight}))
-        text = "Aligned head; use it with `polyloom select rank --head`."
-        return {
-            "head": Artifact(path="artifacts/head.safetensors", media_type="application/octet-stream", description=text)
-        }
+        return {"head": HEAD}
 
     return measures, list(head.losses), keep
 

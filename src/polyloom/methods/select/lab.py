@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polyloom.core.result import Result, Scalar, Series, Table
 from polyloom.data.world import NOTICE, instruction_tasks, relatedness
-from polyloom.methods.select.aligning import align_latent
+from polyloom.methods.select.aligning import HEAD, align_latent
 from polyloom.methods.select.baselines import choose_random
 from polyloom.methods.select.config import SelectStudyConfig, TargetConfig
 from polyloom.methods.select.data import Pair, Pool
@@ -226,10 +226,11 @@ def run_study(config: SelectStudyConfig, run: Run) -> Result:
     languages = list(config.languages)
     seeds = [config.seed + i for i in range(config.num_seeds or STUDY_SEEDS[config.profile])]
     names = [one.format(languages[-1]) for one in STUDY_OPERATIONS[: STUDY_TARGETS[config.profile]]]
-    resolved = [_world_target(name, names, config, run) for name in names]
+    head = run.artifact("head.safetensors") if LATENT in config.scorers else None
+    resolved = [_world_target(name, names, config, run, head) for name in names]
     pool = resolved[0][1]
-    if LATENT in config.scorers:
-        align_latent(pool, Path(resolved[0][2].head or ""), config.seed)
+    if head:
+        align_latent(pool, head, config.seed)
     found = [score(one[2], one[0], pool) for one in resolved]
     jobs = []
     for (target, _, _), scored in zip(resolved, found, strict=True):
@@ -247,17 +248,17 @@ def run_study(config: SelectStudyConfig, run: Run) -> Result:
         )
         for i, (job, scored) in enumerate(zip(jobs, found, strict=True))
     }
-    scalars = {
-        "num_tasks": Scalar(value=len(pool.tasks)),
-        "num_trainings": Scalar(value=len({(r["seed"], r["target"], r["arm"]) for r in rows})),
-    }
-    scalars |= arm_scalars(rows) | difference_scalars(rows)
+    # The report shows the first scalars large: the answer comes before what it is made of.
+    scalars = difference_scalars(rows) | arm_scalars(rows)
+    scalars["num_tasks"] = Scalar(value=len(pool.tasks))
+    scalars["num_trainings"] = Scalar(value=len({(r["seed"], r["target"], r["arm"]) for r in rows}))
     for key in ("selected", "random"):
         scalars[f"{key}_relatedness"] = Scalar(value=float(np.mean([one[key] for one in kinship])))
     return run.result(
         scalars=scalars,
         tables={"arms": arm_table(rows), **tables},
         series=arm_series(rows) | _kinship_series(jobs[0], found[0], pool, languages),
+        artifacts={"head": HEAD} if head else {},
         verdicts=study_verdicts(rows, scalars, len(pool.tasks), len(seeds)),
         limitations=[
             NOTICE + ".",
@@ -275,7 +276,7 @@ def run_study(config: SelectStudyConfig, run: Run) -> Result:
 
 
 def _world_target(
-    name: str, names: Sequence[str], config: SelectStudyConfig, run: Run
+    name: str, names: Sequence[str], config: SelectStudyConfig, run: Run, head: Path | None
 ) -> tuple[Target, Pool, TargetConfig]:
     settings = TargetConfig(
         pool="world",
@@ -284,7 +285,7 @@ def _world_target(
         scorers=config.scorers,
         k=STUDY_K,
         cache=str(run.path / "cache"),
-        head=str(run.artifact("head.safetensors")) if LATENT in config.scorers else None,
+        head=str(head) if head else None,
     )
     target, pool = resolve(settings)
     # One pool for all targets: what is tuned on all or on random tasks then serves every target.

@@ -84,8 +84,8 @@ def score_pool(
     found = Scored(list(dict.fromkeys(scorers)), [], [], np.zeros(0))
     if not found.names:
         raise UserError("no scorer is given.", where="--scorers")
-    if head is not None and set(found.names) <= set(LEXICAL):
-        raise UserError("no scorer takes an aligned head.", where="--head", hint="Use --scorers latent or an encoder.")
+    if head is not None and not any(head_for(name, head) for name in found.names):
+        raise UserError("no scorer takes this aligned head.", where=str(head), hint="Add the encoder it was made for.")
     owners = np.array(pool.owners)
     for name in found.names:
         pairs = pair_scores(name, target, pool.texts, found, cache, head)
@@ -103,11 +103,12 @@ def pair_scores(
         kind: Lexical = name
         return lexical_index(texts, kind, cache).score_all(target)
     if name == LATENT:
-        latent = latent_vectors(texts) if head is None else read_latent(head)
+        own = head_for(name, head)
+        latent = read_latent(own) if own else latent_vectors(texts)
         return cosine_pairs(*(latent_project(part, *latent) for part in (target, texts)))
     vectors = encode_texts(name, [*target, *texts], found, cache)
-    if head is not None:
-        vectors = vectors @ read_head(head, vectors.shape[1])
+    if own := head_for(name, head):
+        vectors = vectors @ read_head(own, vectors.shape[1])
     return cosine_pairs(vectors[: len(target)], vectors[len(target) :])
 
 
@@ -129,44 +130,43 @@ def encode_texts(name: str, texts: Sequence[str], found: Scored, cache: Path | N
     return vectors
 
 
+def head_for(name: str, head: Path | None) -> Path | None:
+    """Return the head where it was made for this scorer: the latent encoder, or a sentence encoder; else None."""
+    if head is None or name in LEXICAL:
+        return None
+    return head if ("projection" in _head_tensors(head)) == (name == LATENT) else None
+
+
 def read_head(path: Path, dim: int) -> Floats:
-    """Read the matrix of an aligned head.
+    """Read the matrix of a sentence encoder's aligned head.
 
     Raises:
         UserError: no such file, or it was made for another encoder's dimension.
     """
-    weight = _head_tensors(path, "weight")["weight"]
+    weight: Floats = _head_tensors(path)["weight"]
     if weight.shape != (dim, dim):
         raise UserError(f"is a head for {weight.shape[0]} dimensions; the encoder has {dim}.", where=str(path))
-    return np.asarray(weight, dtype=np.float32)
+    return weight
 
 
-def _head_tensors(path: Path, wanted: str) -> dict[str, NDArray[Any]]:
+def _head_tensors(path: Path) -> dict[str, NDArray[Any]]:
     file = path / "head.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise UserError("holds no aligned head.", where=str(path), hint="Make one with: polyloom select align")
     with safe_open(str(file), framework="numpy") as opened:
-        found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no iterator)
-    if wanted not in found:
-        made = "the latent encoder" if "projection" in found else "a sentence encoder"
-        raise UserError(f"is a head of {made}, which is not among the scorers.", where=str(file))
-    return found
+        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no iterator)
 
 
 def write_latent(path: Path, projection: Floats, idf: Floats, terms: Sequence[str]) -> None:
     """Write an aligned latent encoder whole: the space that another pool would be given is another one."""
     names = np.frombuffer("\n".join(terms).encode(), dtype=np.uint8)
-    tensors = {"projection": np.ascontiguousarray(projection), "idf": idf, "terms": names}
+    tensors: dict[str, NDArray[Any]] = {"projection": projection.copy(), "idf": idf, "terms": names}
     write_bytes(path, save_tensors(tensors))
 
 
 def read_latent(path: Path) -> tuple[Floats, Floats, list[str]]:
-    """Read what `write_latent` wrote: projection, idf and terms.
-
-    Raises:
-        UserError: no such file, or a sentence encoder's head.
-    """
-    found = _head_tensors(path, "projection")
+    """Read what `write_latent` wrote: projection, idf and terms."""
+    found = _head_tensors(path)
     return found["projection"], found["idf"], found["terms"].tobytes().decode().split("\n")
 
 

@@ -200,7 +200,7 @@ def answer_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
 @contextmanager
 def _last_block_on(model: nn.Module, kept: Tensor) -> Iterator[None]:
     """Let the last layer's feed-forward block see the kept positions [B, T] alone; at the others it adds nothing."""
-    block: nn.Module = model.model.layers[-1].mlp  # type: ignore[union-attr, index, assignment]
+    block: nn.Module = model.model.layers[-1].mlp  # type: ignore[union-attr, index]
 
     def scattered(module: nn.Module, given: Any, found: Tensor) -> Tensor:
         return found.new_zeros(*kept.shape, found.shape[-1]).index_put((kept,), found)
