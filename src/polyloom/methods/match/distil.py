@@ -16,6 +16,7 @@ from polyloom.core.errors import UserError
 from polyloom.core.seeding import python_random
 from polyloom.methods.match.data import Pair, Pairs
 from polyloom.methods.match.folder import load
+from polyloom.models.device import choose_device
 from polyloom.models.load import load_model, load_tokenizer
 
 Floats = NDArray[np.float64]
@@ -58,6 +59,7 @@ def open_teacher(folder: Path) -> Teacher:
             raise UserError(what, where=str(folder), hint="Name a teacher of classes or of scores.")
         return Teacher(judge, tuple(trained.classes))
     model = load_model(folder, "classifier")
+    model.to(choose_device())  # type: ignore[arg-type]
     tokenizer = load_tokenizer(folder, model)
 
     @torch.inference_mode()
@@ -72,8 +74,8 @@ def open_teacher(folder: Path) -> Teacher:
                 truncation=True,
                 max_length=MAX_LENGTH,
                 return_tensors="pt",
-            )
-            parts.append(model(**given).logits.double())
+            ).to(model.device)
+            parts.append(model(**given).logits.cpu().double())
         logits = torch.cat(parts)
         return np.asarray(torch.sigmoid(logits[:, 0]) if logits.shape[1] == 1 else logits.softmax(1))
 

@@ -87,10 +87,12 @@ class FrozenEncoder(nn.Module):
     """
 
     def __init__(self, folder: str) -> None:
+        from polyloom.models.device import choose_device
         from polyloom.models.load import load_model
 
         super().__init__()
         self.model = [load_model(folder, "encoder")]
+        self.model[0].to(choose_device())  # type: ignore[arg-type]
         self.width = int(self.model[0].config.hidden_size)
         self.kept: dict[tuple[int, ...], Tensor] = {}
 
@@ -102,9 +104,10 @@ class FrozenEncoder(nn.Module):
         for start in range(0, len(fresh), 32):
             part = fresh[start : start + 32]
             longest = max(map(len, part))
-            rows = torch.tensor([[*key, *([0] * (longest - len(key)))] for key in part])
-            mask = torch.tensor([[1] * len(key) + [0] * (longest - len(key)) for key in part])
-            states = self.model[0](input_ids=rows, attention_mask=mask).last_hidden_state
+            device = self.model[0].device
+            rows = torch.tensor([[*key, *([0] * (longest - len(key)))] for key in part], device=device)
+            mask = torch.tensor([[1] * len(key) + [0] * (longest - len(key)) for key in part], device=device)
+            states = self.model[0](input_ids=rows, attention_mask=mask).last_hidden_state.cpu()
             self.kept.update({key: state[: len(key)].clone() for key, state in zip(part, states, strict=True)})
         padded = ids.new_zeros((*ids.shape, self.width), dtype=torch.float32)
         for row, key in enumerate(keys):

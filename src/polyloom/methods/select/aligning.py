@@ -244,7 +244,7 @@ def _train_encoder(
                 batch = [pairs.pairs[int(i)] for i in chunk]
                 texts = [pool.texts[a] for a, _, _ in batch] + [pool.texts[b] for _, b, _ in batch]
                 vectors = _embed(model, tokenizer, texts, encoder.max_tokens, encoder.pooling)
-                labels = torch.tensor([label for _, _, label in batch])
+                labels = torch.tensor([label for _, _, label in batch], device=model.device)
                 loss = cosine_loss(vectors[: len(batch)], vectors[len(batch) :], labels)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -293,7 +293,7 @@ def _embed(
 
     given: Any = tokenizer(
         list(texts), truncation=True, max_length=max_tokens, padding=True, return_tensors="pt", verbose=False
-    )
+    ).to(model.device)
     hidden = model(input_ids=given["input_ids"], attention_mask=given["attention_mask"]).last_hidden_state
     return pool_states(hidden, given["attention_mask"], pooling)
 

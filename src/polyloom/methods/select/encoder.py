@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polyloom.core.errors import PolyloomError, UserError
 from polyloom.core.files import read_json, sha256_file, write_bytes
+from polyloom.models.device import choose_device
 from polyloom.models.load import load_model, load_tokenizer
 
 MINILM = "minilm"
@@ -57,6 +58,7 @@ class Encoder:
         """Return model and tokenizer, loaded on first use."""
         if self._loaded is None:
             model = load_model(self.source, "encoder")
+            model.to(choose_device())  # type: ignore[arg-type]
             self._loaded = model, load_tokenizer(self.source, model)
         return self._loaded
 
@@ -103,10 +105,10 @@ class Encoder:
     @torch.inference_mode()
     def _pool(self, model: PreTrainedModel, rows: Sequence[Sequence[int]], pad: int) -> Floats:
         width = max(len(row) for row in rows)
-        ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=model.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
         hidden: Tensor = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-        vectors = pool_states(hidden, mask, self.pooling)
+        vectors = pool_states(hidden, mask, self.pooling).cpu()
         for folder in self.dense:
             vectors = _apply_dense(vectors, folder)
         return np.asarray(vectors.numpy(), dtype=np.float32)
@@ -127,8 +129,8 @@ def pool_states(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
         return (hidden * kept).sum(1) / kept.sum(1).clamp(min=1e-9)
     if pooling == "max":
         return hidden.masked_fill(kept == 0, -torch.inf).max(1).values
-    place = mask.sum(1) - 1 if pooling == "last" else torch.zeros(len(mask), dtype=torch.long)
-    return hidden[torch.arange(len(hidden)), place]
+    place = mask.sum(1) - 1 if pooling == "last" else torch.zeros_like(mask[:, 0])
+    return hidden[torch.arange(len(hidden), device=hidden.device), place]
 
 
 def _apply_dense(vectors: Tensor, folder: Path) -> Tensor:
