@@ -42,6 +42,7 @@ from polyloom.training.config import TrainConfig
 
 MEASURES = ("rank_accuracy", "exact_match", "rouge_l")
 EXAMPLES_OF_MANY, EXAMPLES_OF_FEW, FEW = 30, 400, 12
+RIVALS = ("all", "random", "worst", "oracle", "instances", "gradients")
 STUDY_ARMS = {"quick": ("selected", "all", "random"), "full": ("selected", "all", "random", "worst", "oracle")}
 STUDY_TARGETS = {"quick": 1, "full": 2}
 # What `benchmarks/select_tasks.py targets` finds to be learnt best, looking at neither selector nor rivals.
@@ -363,9 +364,8 @@ def difference_scalars(rows: Sequence[Mapping[str, Any]]) -> dict[str, Scalar]:
     own = by_arm.get("selected", {})
     scalars = {}
     names = list(dict.fromkeys(row["target"] for row in rows))
-    for arm, values in by_arm.items():
-        if arm == "selected" or not own:
-            continue
+    for arm in (name for name in RIVALS if name in by_arm and own):
+        values = by_arm[arm]
         for name in ["", *(names if len(names) > 1 else [])]:
             keys = [key for key in own if not name or key[0] == name]
             a, b = [own[key] for key in keys], [values[key] for key in keys]
