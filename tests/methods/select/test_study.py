@@ -463,3 +463,13 @@ def test_study_is_resumed_without_training_again(run: Run, monkeypatch: pytest.M
         first.scalars["random_relatedness"].value or 1
     )
     assert np.isfinite([float(first.scalars[name].value or 0) for name in first.scalars]).all()
+
+
+def test_study_takes_the_targets_that_are_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(lab.STUDY_STEPS, "quick", 2)
+    config = SelectStudyConfig(languages=["en", "de"], targets=["count_list_de", "normalise_date_de", "count_list_de"])
+    result = run_study(config, run)
+    assert {"selected_minus_all_count_list_de", "selected_minus_all_normalise_date_de"} <= set(result.scalars)
+    assert not [name for name in result.scalars if "classify" in name]
+    with pytest.raises(UserError, match="has no task 'nothing_de'"):
+        run_study(config.model_copy(update={"targets": ["nothing_de"]}), run)

@@ -124,4 +124,7 @@ class SelectStudyConfig(StudyConfig):
     scorers: list[str] = Field(
         ["latent"], min_length=1, description=SCORERS_HELP + " latent is aligned with the pool's operations first."
     )
+    targets: list[str] = Field(
+        [], description="Tasks of the world in its last language. [default: those that the rule of the benchmark chose]"
+    )
     num_seeds: int | None = Field(None, ge=1, description="Seeds. [default: by profile]")

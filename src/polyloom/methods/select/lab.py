@@ -226,7 +226,8 @@ def run_study(config: SelectStudyConfig, run: Run) -> Result:
     pin_threads()
     languages = list(config.languages)
     seeds = [config.seed + i for i in range(config.num_seeds or STUDY_SEEDS[config.profile])]
-    names = [one.format(languages[-1]) for one in STUDY_OPERATIONS[: STUDY_TARGETS[config.profile]]]
+    usual = [one.format(languages[-1]) for one in STUDY_OPERATIONS[: STUDY_TARGETS[config.profile]]]
+    names = list(dict.fromkeys(config.targets)) or usual
     head = run.artifact("head.safetensors") if LATENT in config.scorers else None
     resolved = [_world_target(name, names, config, run, head) for name in names]
     pool = resolved[0][1]
