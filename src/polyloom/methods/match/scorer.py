@@ -43,7 +43,10 @@ def words(text: str, lowercase: bool = True) -> tuple[str, ...]:
     """
     if lowercase:
         text = text.casefold()
-    return tuple((PLAIN if text.isascii() or max(text) < PLAIN_END else _pattern()).findall(text))
+    if not (text.isascii() or max(text) < PLAIN_END):
+        return tuple(_pattern().findall(text))
+    # Letters, digits and blanks alone need no rule.
+    return tuple(text.split() if text.replace(" ", "").isalnum() else PLAIN.findall(text))
 
 
 def bucket(word: str, num_buckets: int) -> int:

@@ -40,9 +40,10 @@ class Vocabulary:
 
     def encode(self, text: str, max_length: int) -> list[int]:
         """Return the numbers of at most `max_length` words."""
-        ids = self.ids
-        # Nearly all words are known: a look-up without a call is twice as fast.
-        return [ids[word] if word in ids else self.number(word) for word in self.pieces(text)[:max_length]]
+        pieces = self.pieces(text)[:max_length]
+        # Nearly all words are known: one look-up each, without a call.
+        ids = list(map(self.ids.get, pieces))
+        return [self.number(word) for word in pieces] if None in ids else ids  # type: ignore[return-value]
 
     def to_json(self) -> dict[str, Any]:
         """Return what `load_vocabulary` reads."""
