@@ -15,6 +15,7 @@ from typing import Any, Literal
 from polyloom.core.errors import UserError, closest
 from polyloom.core.files import read_text
 from polyloom.core.seeding import python_random
+from polyloom.data.duplicates import connected_components
 from polyloom.data.world import World, find_task
 
 Task = Literal["classes", "scores"]
@@ -320,8 +321,11 @@ def split_pairs(pairs: Pairs, seed: int = 0) -> dict[str, Pairs]:
             for name in ("train", "valid", "test")
         }
     numbers: dict[str, int] = {}
-    sides = [[numbers.setdefault(text, len(numbers)) for text in (pair.first, pair.second)] for pair in pairs.items]
-    roots = connected(len(numbers), sides)
+    sides = [
+        (numbers.setdefault(pair.first, len(numbers)), numbers.setdefault(pair.second, len(numbers)))
+        for pair in pairs.items
+    ]
+    roots = connected_components(len(numbers), sides).tolist()
     components: dict[int, list[Pair]] = defaultdict(list)
     for pair, (first, _) in zip(pairs.items, sides, strict=True):
         components[roots[first]].append(pair)
@@ -340,22 +344,6 @@ def split_pairs(pairs: Pairs, seed: int = 0) -> dict[str, Pairs]:
         name = next((name for name in ("test", "valid") if len(parts[name]) < wanted), "train")
         parts[name] += group
     return {name: replace(pairs, items=items) for name, items in parts.items()}
-
-
-def connected(size: int, links: Iterable[Sequence[int]]) -> list[int]:
-    """Return for each of `size` members the least member that links of two join it with."""
-    parent = list(range(size))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for i, j in links:
-        low, high = sorted((root(i), root(j)))
-        parent[high] = low
-    return [root(i) for i in range(size)]
 
 
 def leaks(train: Pairs, test: Pairs) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from polyloom.core.errors import MissingExtra, UserError
 from polyloom.core.files import read_json, read_text, replace_atomically, write_json, write_text
-from polyloom.methods.match.data import connected
+from polyloom.data.duplicates import connected_components
 
 Kind = Literal["exact", "hnsw"]
 Vectors = NDArray[np.float32]
@@ -163,6 +163,6 @@ def near_duplicates(vectors: Vectors, threshold: float) -> list[tuple[int, int, 
 def groups(size: int, pairs: Sequence[tuple[int, int, float]]) -> list[list[int]]:
     """Return the connected groups of at least two rows, in the order of their first rows."""
     members: dict[int, list[int]] = defaultdict(list)
-    for i, root in enumerate(connected(size, [(i, j) for i, j, _ in pairs])):
+    for i, root in enumerate(connected_components(size, [(i, j) for i, j, _ in pairs]).tolist()):
         members[root].append(i)
     return [group for _, group in sorted(members.items()) if len(group) > 1]

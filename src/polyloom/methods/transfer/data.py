@@ -25,7 +25,7 @@ from polyloom.methods.transfer.config import TransferEvaluateConfig, TransferTra
 from polyloom.methods.transfer.induction import InductionOptions, induce
 from polyloom.methods.transfer.inflection import Inflector, read_inflector
 from polyloom.methods.transfer.lexicon import (
-    count_hits,
+    hits_of,
     lexicon_notices,
     open_lexicons,
     phrased,
@@ -247,8 +247,7 @@ def _add_lexicons(data: Data, config: TransferTrainConfig) -> None:
     if config.phrases:
         data.train = phrased(data.train, data.lexicons)
     read_weights(config.weights, data.lexicons)
-    words = [one.words for example in data.train for one in example.sentences]
-    hits = [count_hits(code, dictionary, words) for code, dictionary in data.lexicons.items()]
+    hits = hits_of(data.lexicons, data.train)
     targets = [code for code in data.tests if code != data.source]
     data.notices += lexicon_notices(hits, targets)
     data.notices += [f"The dictionary into {one.language} has {one.rate:.0%} of the training words." for one in hits]

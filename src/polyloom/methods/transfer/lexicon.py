@@ -278,6 +278,12 @@ class Hits:
         return self.num_found_reversed / max(1, self.num_words)
 
 
+def hits_of(lexicons: Mapping[str, Dictionary], examples: Iterable[Example]) -> list[Hits]:
+    """Count for each dictionary the words of examples that it has."""
+    words = [one.words for example in examples for one in example.sentences]
+    return [count_hits(language, dictionary, words) for language, dictionary in lexicons.items()]
+
+
 def count_hits(language: str, dictionary: Dictionary, sentences: Iterable[Sequence[str]]) -> Hits:
     """Count the words of source sentences that a dictionary has; numbers and signs are not counted.
 

@@ -23,7 +23,7 @@ from polyloom.methods.transfer.data_config import SwitchConfig
 from polyloom.methods.transfer.inflection import Inflector, read_inflector
 from polyloom.methods.transfer.lexicon import (
     Hits,
-    count_hits,
+    hits_of,
     lexicon_notices,
     open_lexicons,
     phrased,
@@ -50,7 +50,7 @@ def run_switch(config: SwitchConfig, run: Run) -> Result:
     lexicons = _lexicons(config)
     if config.phrases:
         examples = phrased(examples, lexicons)
-    hits = [count_hits(code, one, (s.words for e in examples for s in e.sentences)) for code, one in lexicons.items()]
+    hits = hits_of(lexicons, examples)
     aids = _aids(config)
     epochs: list[list[Switched]] = []
     with run.progress("epochs", config.num_epochs) as advance:
