@@ -38,12 +38,13 @@ def test_orthogonalisation_against_a_singular_value_decomposition(size: tuple[in
     matrix = torch.randn(size, generator=torch.Generator().manual_seed(1))
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
     # In the singular basis it is diagonal: U and V stay, the values come near 1.
-    inside = u.T @ orthogonalised(matrix) @ vh.T
+    inside = u.T @ orthogonalised(matrix[None])[0] @ vh.T
     values = inside.diagonal()
     assert (inside - torch.diag(values)).abs().max() < 2e-2
     assert values.min() > 0.5
     assert values.max() < 1.3
-    torch.testing.assert_close(orthogonalised(1e3 * matrix), orthogonalised(matrix), atol=1e-3, rtol=0)
+    both = torch.stack([1e3 * matrix, matrix])
+    torch.testing.assert_close(*orthogonalised(both), atol=1e-3, rtol=0)
 
 
 def test_it_is_torch_s_muon_beside_torch_s_adamw() -> None:
@@ -64,6 +65,15 @@ def test_it_is_torch_s_muon_beside_torch_s_adamw() -> None:
     for (name, a), b, old in zip(ours.named_parameters(), theirs.parameters(), start, strict=True):
         # Theirs orthogonalises in bfloat16.
         assert (a - b).detach().norm() < 0.05 * (b - old).detach().norm(), name
+
+
+def test_matrices_are_stepped_together_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    together, single = (build_tiny("llama-2x64", 50) for _ in range(2))
+    train(together, BATCH_AT, config(steps=2), groups=groups(together))
+    monkeypatch.setattr("polyloom.training.muon.TOGETHER", 1)
+    train(single, BATCH_AT, config(steps=2), groups=groups(single))
+    for a, b in zip(together.parameters(), single.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 
 
 def test_it_learns_and_its_groups_follow_the_schedule() -> None:

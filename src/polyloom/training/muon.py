@@ -5,7 +5,7 @@ torch's own Muon orthogonalises in bfloat16, which a CPU without such units emul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,27 +22,39 @@ MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 TURNS = 5
 LEAST_NORM = 1e-7
+# Small matrices are stepped together, which saves calls; above so many numbers a copy of them would cost memory.
+TOGETHER = 2**20
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """Return U S' V^T for a matrix U S V^T, S' near 1, by Newton-Schulz iterations.
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """Return U S' V^T for each matrix U S V^T, S' near 1, by Newton-Schulz iterations.
 
     Args:
-        matrix: [rows, columns].
+        matrices: [number, rows, columns].
 
     Returns:
-        [rows, columns], of the matrix's dtype.
+        [number, rows, columns], of the matrices' dtype.
     """
     a, b, c = COEFFICIENTS
-    x = matrix.bfloat16() if has_fast_bfloat16(matrix.device) else matrix.float()
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    x = x / x.norm().clamp(min=LEAST_NORM)
+    x = matrices.bfloat16() if has_fast_bfloat16(matrices.device) else matrices.float()
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=LEAST_NORM)
     for _ in range(TURNS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    found: Tensor = (x.T if tall else x).to(matrix.dtype)
-    return found
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def alike(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the parameters that have a gradient in lists of one shape, of at most `TOGETHER` numbers or one matrix."""
+    by_shape: dict[torch.Size, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            by_shape.setdefault(parameter.shape, []).append(parameter)
+    for shape, members in by_shape.items():
+        size = max(1, TOGETHER // shape.numel())
+        yield from (members[start : start + size] for start in range(0, len(members), size))
 
 
 class MuonWithAdamW(Optimizer):
@@ -76,20 +88,22 @@ class MuonWithAdamW(Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Step both."""
         for group in self.param_groups:
-            for parameter in group["params"] if group["muon"] else ():
-                if parameter.grad is not None:
-                    self._step(parameter, group)
+            for parameters in alike(group["params"]) if group["muon"] else ():
+                self._step(parameters, group)
         if self.adamw:
             self.adamw.step()
 
-    def _step(self, parameter: Tensor, group: ParameterGroup) -> None:
-        gradient = parameter.grad
-        assert gradient is not None
-        state = self.state[parameter]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        momentum = state["momentum_buffer"].mul_(MOMENTUM).add_(gradient)
-        update = orthogonalised(gradient + MOMENTUM * momentum)
-        rows, columns = parameter.shape
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+    def _step(self, parameters: Sequence[Tensor], group: ParameterGroup) -> None:
+        """Step matrices of one shape."""
+        updates = []
+        for parameter in parameters:
+            state, gradient = self.state[parameter], parameter.grad
+            assert gradient is not None
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            momentum = state["momentum_buffer"].mul_(MOMENTUM).add_(gradient)
+            updates.append(gradient + MOMENTUM * momentum)
+        rows, columns = parameters[0].shape
+        for parameter, update in zip(parameters, orthogonalised(torch.stack(updates)), strict=True):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)

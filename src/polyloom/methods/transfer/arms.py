@@ -28,7 +28,7 @@ class Arm:
         lexical: no switching, drawn anew every epoch (`all`: of every sentence), the paper's static rule,
             or vectors mixed with those of the translations.
         trees: what the graph is given.
-        edges: false leaves each node alone (delta = 0): parts of speech without trees.
+        edges: false leaves each node alone (delta = 0) and without relations: parts of speech without trees.
         upos: false leaves parts of speech out: trees alone.
         translated: train on machine translations as well.
         mixup: pull each text and its translation together by mixing their states.
@@ -85,7 +85,7 @@ def syntax_of(arm: Arm, config: TransferTrainConfig) -> Syntax | None:
         num_slices=config.syntactic_heads,
         radius=config.radius if arm.edges else 0,
         upos=config.upos and arm.upos,
-        deprel=config.deprel,
+        deprel=config.deprel and arm.edges,
         fuse=config.fuse,
         layers=None if config.syntactic_layers is None else tuple(config.syntactic_layers),
         zero=config.zero_init,
