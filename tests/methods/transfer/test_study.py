@@ -14,7 +14,7 @@ import torch
 from polyloom.core.errors import Stopped, UserError
 from polyloom.data.dictionaries import Dictionary, Translation
 from polyloom.data.records import Example, Sentence
-from polyloom.methods.transfer.arms import ARMS, check_leak, find_arms, plan_of, random_heads
+from polyloom.methods.transfer.arms import ARMS, check_leak, find_arms, plan_of, random_heads, syntax_of
 from polyloom.methods.transfer.config import TransferEvaluateConfig, TransferTrainConfig
 from polyloom.methods.transfer.data import (
     Data,
@@ -95,6 +95,12 @@ def protocol(run: Run, data: Data, **changes: Any) -> dict[str, Outcome]:
 
 
 # ---- the protocol
+
+
+def test_relations_come_with_gold_trees_alone() -> None:
+    found = {name: syntax_of(arm, TransferTrainConfig(deprel=True)) for name, arm in ARMS.items()}
+    assert {name for name, syntax in found.items() if syntax and syntax.deprel} == {"syn", "lexsyn", "syn-tree"}
+    assert {name for name, syntax in found.items() if syntax} > {"syn-upos", "syn-random", "syn-chain", "lexsyn-random"}
 
 
 def test_a_dictionary_carries_labels_to_words_that_were_never_seen(run: Run):

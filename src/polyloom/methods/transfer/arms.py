@@ -27,8 +27,8 @@ class Arm:
         says: what it is, for tables.
         lexical: no switching, drawn anew every epoch (`all`: of every sentence), the paper's static rule,
             or vectors mixed with those of the translations.
-        trees: what the graph is given.
-        edges: false leaves each node alone (delta = 0) and without relations: parts of speech without trees.
+        trees: what the graph is given; relations come with gold trees alone.
+        edges: false leaves each node alone (delta = 0): parts of speech without trees.
         upos: false leaves parts of speech out: trees alone.
         translated: train on machine translations as well.
         mixup: pull each text and its translation together by mixing their states.
@@ -79,13 +79,15 @@ def syntax_of(arm: Arm, config: TransferTrainConfig) -> Syntax | None:
     """Return the adaptor's settings of an arm; None where it has no graph."""
     if arm.trees == "none":
         return None
+    # Relations belong to a tree: without its edges, or beside random ones, they would tell most of what it says.
+    has_relations = config.deprel and arm.edges and arm.trees == "gold"
     return Syntax(
         num_layers=config.graph_layers,
         num_heads=config.graph_heads,
         num_slices=config.syntactic_heads,
         radius=config.radius if arm.edges else 0,
         upos=config.upos and arm.upos,
-        deprel=config.deprel and arm.edges,
+        deprel=has_relations,
         fuse=config.fuse,
         layers=None if config.syntactic_layers is None else tuple(config.syntactic_layers),
         zero=config.zero_init,
