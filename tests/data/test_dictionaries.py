@@ -206,6 +206,14 @@ def test_real_wiktionary(real_data: Callable[[str], Path], language: str, head: 
     assert marks / total < 0.01
 
 
+def test_a_remark_that_a_language_has_no_such_word_is_no_translation(tmp_path: Path) -> None:
+    path = tmp_path / "en-zh.txt"
+    path.write_text("the {article} :: Not used in Chinese\nbe {v} :: Not used in Chinese\nbe {v} :: 是 /shì/\n")
+    found = read_dictionary(path)
+    assert {head: [one.text for one in own] for head, own in found.entries.items()} == {"be": ["是"]}
+
+
+
 def test_real_wiktionary_through_every_other_format(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     """The same real pairs, written in each format, are read back equal."""
     whole = read_dictionary(real_data("wiktionary") / "en-sv-enwiktionary.txt.gz")

@@ -32,6 +32,8 @@ MAX_NAMED_LINES = 20
 REVERSED_BELOW = 0.05
 GZIP_MAGIC = b"\x1f\x8b"
 BASE64 = {c: i for i, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")}
+# What Wiktionary writes in place of a translation where a language has no such word.
+_NO_WORD = regex.compile(r"(?i:not used in) \p{Lu}")
 XML_LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 WORD = regex.compile(r"[\p{L}\p{M}]+(?:['’\-][\p{L}\p{M}]+)*|\p{N}+(?:[.,:]\p{N}+)*")
 # Scripts that write no blanks between words: there a dictionary's longest headword decides where a word ends.
@@ -196,7 +198,7 @@ def _collect(path: Path, format: str, rows: Iterable[Row]) -> Dictionary:
         if translations is None:
             malformed.append(place)
             continue
-        kept = [one for one in translations if one.text]
+        kept = [one for one in translations if one.text and not _NO_WORD.match(one.text)]
         num_sources += bool(head)
         num_targets += bool(kept)
         if head and kept:
