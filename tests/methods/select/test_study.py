@@ -30,9 +30,10 @@ from polyloom.methods.select.config import (
 )
 from polyloom.methods.select.data import PoolTask, make_pool, read_pool
 from polyloom.methods.select.evaluation import run_evaluate
+from polyloom.methods.select.explaining import run_explain, run_stability
 from polyloom.methods.select.lab import difference_scalars, run_study
 from polyloom.methods.select.scoring import LATENT, head_for, score_pool
-from polyloom.methods.select.study import run_explain, run_rank, run_stability
+from polyloom.methods.select.study import run_rank
 from polyloom.methods.select.tune import run_tune
 from polyloom.methods.select.tuning import (
     TestItem,

@@ -64,8 +64,18 @@ CARD = RoomCard(
     ),
     verbs=(
         _verb("rank", "Rank the tasks of a pool for a target by instructions alone; write the mixture.", "RankConfig"),
-        _verb("explain", "Say which pairs of wordings decide, and what changes without each.", "ExplainConfig"),
-        _verb("stability", "Measure how much of the selection stays when wordings are dropped.", "StabilityConfig"),
+        _verb(
+            "explain",
+            "Say which pairs of wordings decide, and what changes without each.",
+            "ExplainConfig",
+            "explaining",
+        ),
+        _verb(
+            "stability",
+            "Measure how much of the selection stays when wordings are dropped.",
+            "StabilityConfig",
+            "explaining",
+        ),
         _verb(
             "lint",
             "Find placeholders, leaked examples, canaries and duplicates in instructions.",
