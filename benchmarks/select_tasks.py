@@ -21,7 +21,8 @@ from polyloom.core.seeding import python_random
 from polyloom.data.world import instruction_tasks
 from polyloom.methods.select.config import SelectStudyConfig
 from polyloom.methods.select.data import Pool, read_pool
-from polyloom.methods.select.lab import STUDY_K, TINY_LR, train_config, true_relatedness, with_examples
+from polyloom.methods.select.lab import STUDY_K, true_relatedness
+from polyloom.methods.select.learner import TINY_LR, train_config, with_examples
 from polyloom.methods.select.method import order_by
 from polyloom.methods.select.tuning import (
     evaluate,

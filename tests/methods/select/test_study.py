@@ -32,6 +32,7 @@ from polyloom.methods.select.data import PoolTask, make_pool, read_pool
 from polyloom.methods.select.evaluation import run_evaluate
 from polyloom.methods.select.explaining import run_explain, run_stability
 from polyloom.methods.select.lab import difference_scalars, run_study
+from polyloom.methods.select.learner import train_config
 from polyloom.methods.select.scoring import LATENT, head_for, score_pool
 from polyloom.methods.select.study import run_rank
 from polyloom.methods.select.tune import run_tune
@@ -319,7 +320,7 @@ def test_answers_alone_are_trained_on_and_the_model_learns_them() -> None:
     }
     assert answers <= {"yes", "no"}
     model = small_model(len(tokenizer), 0)
-    tune_arm(model, tokenizer, pool, [0, 1], lab.train_config(60, 8, 4e-3), "arm")
+    tune_arm(model, tokenizer, pool, [0, 1], train_config(60, 8, 4e-3), "arm")
     items = [TestItem(plain_prompt(f"say {name}", "9"), (name,), ("yes", "no")) for name in ("yes", "no")]
     found = evaluate(model, tokenizer, items)
     assert found == {"rank_accuracy": [1.0, 1.0], "exact_match": [1.0, 1.0], "rouge_l": [1.0, 1.0]}
