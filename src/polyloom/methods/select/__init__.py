@@ -108,7 +108,7 @@ CARD = RoomCard(
         Equation("NDCG, gain 2^rel - 1", "agreement with measured transfer", f"{_ROOM}.method:ndcg"),
         Equation("regret@k", "loss of gain by the choice", f"{_ROOM}.method:regret"),
         Equation("votes of nearest instances", "baseline: instance retrieval", f"{_ROOM}.baselines:instance_votes"),
-        Equation("cos(grad L_T, grad L_target)", "baseline: gradients", f"{_ROOM}.baselines:gradient_similarity"),
+        Equation("cos(grad L_T, grad L_target)", "baseline: gradients", f"{_ROOM}.gradients:gradient_similarity"),
     ),
     tour=TourStep(verb="study"),
 )

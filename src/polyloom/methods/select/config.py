@@ -51,7 +51,19 @@ class RankConfig(TargetConfig):
     prior_weight: float = Field(0.5, ge=0, le=1, description="Weight of the prior where --transfers is given.")
     exclude_same_source: bool = Field(False, description="Leave out tasks made from the target's own data set.")
     diversify: bool = Field(False, description="Choose by maximal marginal relevance instead of score alone.")
+    rerank: Literal["gradient", "fisher"] | None = Field(
+        None,
+        description="Order the first 4 k tasks anew by examples: gradient (LESS) or fisher (Task2Vec). Needs examples "
+        "of the target.",
+    )
+    num_probes: int = Field(
+        0, ge=0, description="Tasks at the edge of k to train with and without, 50 steps each, in search of harm."
+    )
+    model: str = Field("tiny", description="Of --rerank and --num-probes: a Hugging Face folder or hub id; tiny.")
     num_examples: int = Field(0, ge=0, description="Write so many examples of each chosen task to subset.jsonl.")
+    pick: Literal["random", "weighted"] = Field(
+        "random", description="Examples at random, or those most like the target's examples and unlike each other."
+    )
 
 
 class ExplainConfig(TargetConfig):

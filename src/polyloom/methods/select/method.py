@@ -154,6 +154,21 @@ def diversify(
     return chosen
 
 
+def fisher_similarity(a: Float[Array, "d"], b: Float[Array, "d"]) -> float:
+    """Return how alike the Fisher information of two tasks is: cos(a / (a + b), b / (a + b)); 1 for equal ones.
+
+    The quotients keep the few weights with much information from deciding alone; weights that neither task reads are
+    left out.
+
+    Source: Achille et al. (2019), Task2Vec, section 4: one less its symmetric distance.
+    """
+    total = a + b
+    read = total > 0
+    if not read.any():
+        return 0.0
+    return float(cosine_pairs((a[read] / total[read])[None], (b[read] / total[read])[None])[0, 0])
+
+
 # ---- measures
 
 

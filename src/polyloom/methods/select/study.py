@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import resource
 import sys
 import time
@@ -16,30 +15,28 @@ from typing import Any
 import numpy as np
 
 from polyloom.core.errors import UserError
-from polyloom.core.files import read_text, write_json, write_text
-from polyloom.core.result import Artifact, Result, Scalar, Series, Table
+from polyloom.core.files import read_text
+from polyloom.core.result import Result, Scalar, Series, Table
 from polyloom.core.seeding import numpy_generator
+from polyloom.methods.select.choice import Choice, write_selection
 from polyloom.methods.select.config import RankConfig
-from polyloom.methods.select.data import MAX_EXAMPLES, Pool, sample_examples
-from polyloom.methods.select.lexical import build_index
+from polyloom.methods.select.data import MAX_EXAMPLES, Pool
 from polyloom.methods.select.method import (
     aggregate,
-    diversify,
     kendall_tau,
     mix_prior,
-    order_by,
     overlap,
     popularity,
     ranks_of,
 )
 from polyloom.methods.select.scoring import Scored, cache_folder, nearness_of, rank_ids, score_pool
-from polyloom.methods.select.target import Target, language_notes, resolve, without_source
+from polyloom.methods.select.target import FEW_EXAMPLES, Target, language_notes, resolve, without_source
 from polyloom.runs.folder import Run
 
 SHOWN_ROWS = 20
 SHOWN_CHARACTERS = 140
 NULL_TASKS = 10
-MIXTURE_TEMPERATURE = 0.1
+PROBED_EXAMPLES = 80
 INSTRUCTIONS_ALONE = (
     "Instructions alone predict transfer only weakly; a measured gain (--transfers), where you have one, tells more."
 )
@@ -59,60 +56,99 @@ def run_rank(config: RankConfig, run: Run) -> Result:
         UserError: the pool or the target cannot be read or compared.
     """
     started = time.process_time()
-    target, pool = resolve(config, min(config.num_examples, MAX_EXAMPLES))
+    target, pool = resolve(config, _num_read(config))
     if config.exclude_same_source:
         pool = without_source(pool, target)
     found = score(config, target, pool)
-    scores = found.fused
     notes = [*pool.notes, *found.notes, *language_notes(target, pool, config.scorers)]
-    if config.transfers:
-        gains = read_transfers(config.transfers)
-        cache = cache_folder(config.cache)
-        near = nearness_of(target.instructions, pool, list(gains), config.scorers[0], cache)
-        prior = popularity(gains, target.name, pool.ids, near if config.prior == "pivots" else None)
-        if not np.isfinite(prior).any():
-            raise UserError("measures no task of the pool.", where=config.transfers, hint="Its sources are task ids.")
-        scores = mix_prior(scores, prior, config.prior_weight)
-        notes.append(f"{int(np.isfinite(prior).sum())} of {len(pool.tasks)} tasks have a measured prior.")
-    order = order_by(scores)
-    chosen = [int(i) for i in order[: config.k]]
-    if config.diversify:
-        chosen = diversify(scores, _task_similarity(pool), config.k)
+    scores = _with_prior(config, target, pool, found, notes) if config.transfers else found.fused
     if config.k > len(pool.tasks):
         notes.append(f"k = {config.k} is more than the pool holds: all {len(pool.tasks)} tasks are returned.")
     seconds = time.process_time() - started
-    artifacts = _write_selection(config, run, pool, scores, order, chosen)
-    same = [pool.tasks[i].id for i in chosen if target.source and pool.tasks[i].source == target.source]
+    shown = {"ranking_cpu_seconds": Scalar(value=round(seconds, 3), unit="s")}
+    choice = Choice.first(config, pool, scores)
+    tables: dict[str, Table] = {}
+    series = _rank_series(pool, scores, choice.order)
+    verdicts: list[str] = []
+    if config.rerank or config.num_probes:
+        choice = _look_at_examples(config, run, target, pool, choice, (shown, tables, series, verdicts, notes))
+    artifacts = write_selection(config, run, target, pool, scores, choice, notes)
+    same = [pool.tasks[i].id for i in choice.chosen if target.source and pool.tasks[i].source == target.source]
     if same:
         notes.append(f"{len(same)} chosen tasks are of the target's own data set ({target.source}): {', '.join(same)}.")
     above, limit = _above_null(config, pool, found)
-    names = [pool.tasks[i].id for i in chosen]
-    gap = float(scores[order[len(chosen) - 1]] - scores[order[len(chosen)]]) if len(chosen) < len(order) else None
+    names = [pool.tasks[i].id for i in choice.chosen]
     return run.result(
         scalars={
             "num_tasks": Scalar(value=len(pool.tasks)),
             "num_instructions": Scalar(value=len(pool.texts)),
             "num_target_instructions": Scalar(value=len(target.instructions)),
-            "num_chosen": Scalar(value=len(chosen)),
+            "num_chosen": Scalar(value=len(choice.chosen)),
             "num_encoded": Scalar(value=found.num_encoded),
-            "gap_after_k": Scalar(value=gap),
+            **choice.gaps(),
             "num_above_null": Scalar(value=above),
             "null_limit": Scalar(value=limit),
-            "ranking_cpu_seconds": Scalar(value=round(seconds, 3), unit="s"),
+            **shown,
             "peak_memory": Scalar(value=round(peak_megabytes(), 1), unit="MB"),
             **agreement(found, pool.ids, config.k),
         },
-        tables={"ranking": ranking_table(target, pool, found, scores, order, set(chosen))},
-        series=_rank_series(pool, scores, order),
+        tables={"ranking": ranking_table(target, pool, found, scores, choice.order, set(choice.chosen)), **tables},
+        series=series,
         artifacts=artifacts,
         verdicts=[
             f"Of {len(pool.tasks)} tasks, {', '.join(names[:SHOWN_ROWS])} are nearest to {target.name!r} "
             f"({' + '.join(found.names)}, {config.aggregation}).",
             f"{above} tasks are nearer than 99 % of random pairs of tasks"
             + (" of different categories." if len({task.category for task in pool.tasks}) > 1 else "."),
+            *verdicts,
         ],
         limitations=[*notes, INSTRUCTIONS_ALONE],
     )
+
+
+def _num_read(config: RankConfig) -> int:
+    """Return how many examples of each task the options need."""
+    if config.num_examples and config.pick == "weighted":
+        return MAX_EXAMPLES
+    few = PROBED_EXAMPLES if config.num_probes else FEW_EXAMPLES if config.rerank else 0
+    return max(few, min(config.num_examples, MAX_EXAMPLES))
+
+
+def _with_prior(config: RankConfig, target: Target, pool: Pool, found: Scored, notes: list[str]) -> np.ndarray:
+    """Return the scores with measured gains mixed in."""
+    gains = read_transfers(str(config.transfers))
+    near = nearness_of(target.instructions, pool, list(gains), config.scorers[0], cache_folder(config.cache))
+    prior = popularity(gains, target.name, pool.ids, near if config.prior == "pivots" else None)
+    if not np.isfinite(prior).any():
+        raise UserError("measures no task of the pool.", where=str(config.transfers), hint="Its sources are task ids.")
+    notes.append(f"{int(np.isfinite(prior).sum())} of {len(pool.tasks)} tasks have a measured prior.")
+    return mix_prior(found.fused, prior, config.prior_weight)
+
+
+Shown = tuple[dict[str, Scalar], dict[str, Table], dict[str, Series], list[str], list[str]]
+
+
+def _look_at_examples(config: RankConfig, run: Run, target: Target, pool: Pool, choice: Choice, shown: Shown) -> Choice:
+    """Return the choice of the second stage, and add what it and the probes say to what is shown."""
+    from polyloom.methods.select.reranking import SMALL, probe, second_stage
+
+    scalars, tables, series, verdicts, notes = shown
+    if config.rerank:
+        stage = second_stage(config, run, target, pool, [int(i) for i in choice.order])
+        choice = Choice.among(config, pool, choice.order, stage.places, stage.values)
+        scalars |= stage.scalars
+        tables |= stage.tables
+        series |= stage.series
+        verdicts.append(stage.verdict)
+    if config.num_probes:
+        more, tables["probes"], verdict = probe(
+            config, run, target, pool, [int(i) for i in choice.order], choice.chosen
+        )
+        scalars |= more
+        verdicts.append(verdict)
+    if config.model == "tiny":
+        notes.append(SMALL)
+    return choice
 
 
 def score(config: Any, target: Target, pool: Pool) -> Scored:
@@ -224,44 +260,6 @@ def _above_null(config: RankConfig, pool: Pool, found: Scored) -> tuple[int, flo
         values.append(scores[kept])
     limit = float(np.quantile(np.concatenate(values), 0.99))
     return int((found.scores[0] > limit).sum()), limit
-
-
-def _task_similarity(pool: Pool) -> np.ndarray:
-    """Return cosines of the tasks' mean TF-IDF vectors, each task told by its first instruction."""
-    first = [task.instructions[0] for task in pool.tasks]
-    if len(first) > 3000:
-        raise UserError("takes at most 3,000 tasks.", where="--diversify", hint="Drop the option.")
-    return build_index(first, "tfidf").score_all(first)
-
-
-def _write_selection(
-    config: RankConfig, run: Run, pool: Pool, scores: np.ndarray, order: np.ndarray, chosen: Sequence[int]
-) -> dict[str, Artifact]:
-    """Write the whole ranking, the mixture of the chosen tasks, and their examples where asked for."""
-    ranking = [{"task": pool.tasks[i].id, "score": float(scores[i])} for i in order]
-    write_json(run.artifact("ranking.json"), ranking)
-    values = np.array([scores[i] for i in chosen])
-    weights = np.exp((values - values.max()) / (MIXTURE_TEMPERATURE * max(float(np.ptp(scores)), 1e-9)))
-    sizes = np.array([min(len(pool.tasks[i].examples), MAX_EXAMPLES) or 1 for i in chosen])
-    weights = weights * sizes / (weights * sizes).sum()
-    mixture = {pool.tasks[i].id: round(float(weight), 6) for i, weight in zip(chosen, weights, strict=True)}
-    write_json(run.artifact("mixture.json"), {"dataset_lists": list(mixture), "weights": mixture})
-    artifacts = {
-        "ranking": Artifact(path="artifacts/ranking.json", media_type="application/json", description="All tasks."),
-        "mixture": Artifact(
-            path="artifacts/mixture.json", media_type="application/json", description="Chosen tasks and their weights."
-        ),
-    }
-    if config.num_examples:
-        if not any(pool.tasks[i].examples for i in chosen):
-            raise UserError("the chosen tasks have no examples.", where="--num-examples", hint="Drop the option.")
-        rows = sample_examples(pool, chosen, config.num_examples * len(chosen), config.seed)
-        lines = [json.dumps({"instruction": a, "input": b, "output": c}, ensure_ascii=False) for a, b, c in rows]
-        write_text(run.artifact("subset.jsonl"), "\n".join(lines) + "\n")
-        artifacts["subset"] = Artifact(
-            path="artifacts/subset.jsonl", media_type="application/jsonl", description="Training examples."
-        )
-    return artifacts
 
 
 def read_transfers(path: str) -> dict[str, dict[str, float]]:

@@ -13,9 +13,10 @@ import numpy as np
 from polyloom.core.errors import UserError
 from polyloom.core.result import Artifact, Result, Scalar
 from polyloom.data.world import NOTICE
-from polyloom.methods.select.baselines import gradient_similarity, instance_votes
+from polyloom.methods.select.baselines import instance_votes
 from polyloom.methods.select.config import TuneConfig
 from polyloom.methods.select.data import Pair, Pool, read_rows
+from polyloom.methods.select.gradients import gradient_similarity
 from polyloom.methods.select.lab import (
     BY_DESIGN,
     Job,
