@@ -10,7 +10,10 @@ from polyloom.core.config import Config, StudyConfig
 from polyloom.methods.select.cleaning import Cleaning
 from polyloom.methods.select.method import Aggregation
 
-SCORERS_HELP = "tfidf, char, bm25, latent, minilm, or a sentence encoder's folder or hub id; several are fused by rank."
+SCORERS_HELP = (
+    "tfidf, char, bm25, latent, minilm, or a sentence encoder's folder or hub id, with late: before it for token-level "
+    "MaxSim or idf: for weighted means; several are fused by rank."
+)
 
 
 class PoolConfig(Config):

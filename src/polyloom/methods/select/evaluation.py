@@ -25,7 +25,7 @@ from polyloom.methods.select.method import (
     rank_biased_overlap,
     regret,
 )
-from polyloom.methods.select.scoring import cache_folder, nearness_of, rank_ids, score_pool
+from polyloom.methods.select.scoring import TOKEN_WISE, cache_folder, nearness_of, rank_ids, score_pool
 from polyloom.methods.select.study import read_transfers
 from polyloom.methods.select.target import load_pool
 from polyloom.metrics.statistics import bootstrap_interval, spearman
@@ -170,8 +170,9 @@ def _judge_categories(
 
 
 def key_of(name: str) -> str:
-    """Return a scorer's name as a key of scalars: a path's last part."""
-    return Path(name).name.replace("-", "_").replace(".", "_")
+    """Return a scorer's name as a key of scalars: a path's last part, behind how its tokens are compared."""
+    kind, _, source = name.rpartition(":") if name.startswith(TOKEN_WISE) else ("", "", name)
+    return "_".join(filter(None, (kind, Path(source).name.replace("-", "_").replace(".", "_"))))
 
 
 def _macro(values: Sequence[float], categories: Sequence[str]) -> float:

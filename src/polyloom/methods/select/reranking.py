@@ -75,14 +75,14 @@ def second_stage(config: RankConfig, run: Run, target: Target, pool: Pool, order
 def _measure(config: RankConfig, candidates: Sequence[PoolTask], aim: PoolTask) -> list[list[float]]:
     """Return the values of every candidate: one an instance for gradients, one for Fisher information."""
     learner = make_learner(config.model, candidates, WARM_UP_STEPS)
-    model = _warmed(learner, candidates, config.seed)
+    model = warmed(learner, candidates, config.seed)
     if config.rerank == "gradient":
         return influences(model, learner.tokenizer, candidates, aim, learner.prompt)
     own, *others = (fisher_diagonal(model, learner.tokenizer, one, learner.prompt) for one in (aim, *candidates))
     return [[fisher_similarity(own, one)] for one in others]
 
 
-def _warmed(learner: Learner, tasks: Sequence[PoolTask], seed: int) -> PreTrainedModel:
+def warmed(learner: Learner, tasks: Sequence[PoolTask], seed: int) -> PreTrainedModel:
     """Return the model to ask: a pretrained one as it is, the tiny one after a short training on the candidates."""
     model = learner.make(seed)
     if learner.source == "tiny":
@@ -209,7 +209,7 @@ def _trial(
     learner: Learner, pool: Pool, inside: Sequence[int], mixtures: dict[int, list[int]], aim: PoolTask, seed: int
 ) -> dict[str, float]:
     """Return the target's loss after training on the selection, and on each other mixture, all from equal weights."""
-    start = _warmed(learner, [pool.tasks[i] for i in inside], seed)
+    start = warmed(learner, [pool.tasks[i] for i in inside], seed)
     budget = learner.config.model_copy(update={"seed": seed, "steps": PROBE_STEPS})
     losses = {}
     for name, mixture in {"base": list(inside), **{str(i): one for i, one in mixtures.items()}}.items():
