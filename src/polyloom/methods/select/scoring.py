@@ -81,8 +81,8 @@ def score_pool(
     Args:
         target: m cleaned instructions.
         pool: the tasks.
-        scorers: `tfidf`, `char`, `bm25`, `latent`, `minilm`, or a model folder or hub id each; `late:` before one compares
-            its token states (MaxSim), `idf:` weights rare tokens more; several are fused by reciprocal ranks.
+        scorers: `tfidf`, `char`, `bm25`, `latent`, `minilm`, or a model folder or hub id each; `late:` before one
+            compares token states (MaxSim), `idf:` weights rare tokens more; several are fused by reciprocal ranks.
         how: the aggregation over instruction pairs.
         cache: folder of cached embeddings and indexes; None computes all.
         head: an aligned head (`polyloom select align`), put on the encoder that it was made for.

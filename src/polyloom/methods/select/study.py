@@ -96,8 +96,9 @@ def run_rank(config: RankConfig, run: Run) -> Result:
         series=series,
         artifacts=artifacts,
         verdicts=[
-            f"Of {len(pool.tasks)} tasks, {', '.join(names[:SHOWN_ROWS])} are nearest to {target.name!r} "
-            f"({' + '.join(found.names)}, {config.aggregation}).",
+            f"Of {len(pool.tasks)} tasks, {', '.join(names[:SHOWN_ROWS])} are "
+            + ("chosen for" if config.rerank else "nearest to")
+            + f" {target.name!r} ({' + '.join([*found.names, *filter(None, [config.rerank])])}, {config.aggregation}).",
             f"{above} tasks are nearer than 99 % of random pairs of tasks"
             + (" of different categories." if len({task.category for task in pool.tasks}) > 1 else "."),
             *verdicts,
@@ -107,8 +108,14 @@ def run_rank(config: RankConfig, run: Run) -> Result:
 
 
 def _num_read(config: RankConfig) -> int:
-    """Return how many examples of each task the options need."""
-    if config.num_examples and config.pick == "weighted":
+    """Return how many examples of each task the options need.
+
+    Raises:
+        UserError: a way to pick examples is given, and not how many.
+    """
+    if config.pick == "weighted" and not config.num_examples:
+        raise UserError("needs --num-examples.", where="--pick weighted", hint="Say how many of each chosen task.")
+    if config.pick == "weighted":
         return MAX_EXAMPLES
     few = PROBED_EXAMPLES if config.num_probes else FEW_EXAMPLES if config.rerank else 0
     return max(few, min(config.num_examples, MAX_EXAMPLES))
