@@ -72,9 +72,10 @@ def test_influence_equals_the_formula(learner: Any) -> None:
     found = influences(model, tokenizer, TASKS, target, plain_prompt)
     goal = library_gradient(model, tokenizer, task_rows(target)).double().numpy()
     moment = np.mean([library_gradient(model, tokenizer, task_rows(task)).double().numpy() ** 2 for task in TASKS], 0)
+    root = np.sqrt(moment)
     for task, values in zip(TASKS, found, strict=True):
         for row, value in zip(task_rows(task), values, strict=True):
-            step = library_gradient(model, tokenizer, [row]).double().numpy() / (np.sqrt(moment) + 1e-8)
+            step = library_gradient(model, tokenizer, [row]).double().numpy() / (root + root.mean())
             expected = step @ goal / np.linalg.norm(step) / np.linalg.norm(goal)
             assert value == pytest.approx(expected, abs=1e-3)
     assert [len(values) for values in found] == [3, 3, 3]
@@ -164,7 +165,7 @@ def test_picked_examples_are_like_the_targets_and_unlike_each_other() -> None:
     pool = make_pool([PoolTask("mixed", ("do it",), examples=tuple((one, "x") for one in dates + names))], "x")
     picked = pick_examples(pool, [0], [("7 May 1991", "x"), ("9 May 1964", "x")], 8, 0)
     assert len(picked) == 8
-    assert all("May" in one.pair[0] for one in picked)
+    assert sum("May" in one.pair[0] for one in picked) >= 6
     again = make_pool([PoolTask("mixed", ("do it",), examples=(("7 May 1991", "x"),) * 9)], "x")
     assert len(pick_examples(again, [0], [("7 May 1991", "x")], 5, 0)) == 1
 
@@ -194,14 +195,14 @@ def words_of(options: dict[str, Any]) -> list[str]:
 def test_gradients_correct_a_ranking_that_words_mislead(
     cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reranking, "WARM_UP_STEPS", 30)
+    monkeypatch.setattr(reranking, "WARM_UP_STEPS", 40)
     words = [*words_of(mood_pool(tmp_path)), "--k", "1", "--cache", str(tmp_path / "cache"), "--json"]
     plain = json.loads(cli("select", "rank", *words).stdout)
     assert plain["tables"]["ranking"]["rows"][0][1] == "like"
     answer = cli("select", "rank", *words, "--rerank", "gradient", "--num-examples", 5, "--pick", "weighted")
     assert answer.exit_code == 0, answer.stderr
     result = json.loads(answer.stdout)
-    assert result["tables"]["second_stage"]["rows"][0][1:3] == ["other", 2]
+    assert result["tables"]["second_stage"]["rows"][0][1:3] == ["other", 3]
     assert result["tables"]["ranking"]["rows"][0][1] == "other"
     scalars = {name: scalar["value"] for name, scalar in result["scalars"].items()}
     assert (scalars["num_candidates"], scalars["num_replaced"], scalars["num_chosen"]) == (3, 1, 1)

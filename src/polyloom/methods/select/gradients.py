@@ -18,7 +18,7 @@ from polyloom.training.packing import Batch
 
 INSTANCES = 20
 MAX_TOKENS = 512
-EPSILON = 1e-8
+EPSILON = 1e-12
 Row = tuple[str, str, str]
 
 
@@ -67,11 +67,12 @@ def influences(
     target: PoolTask,
     prompt: Prompt,
 ) -> list[list[float]]:
-    """Return the influence of every instance of some tasks on a target: cos(g_i / (sqrt(v) + eps), g_target).
+    """Return the influence of every instance of some tasks on a target: cos(g_i / (sqrt(v) + mean sqrt(v)), g_target).
 
     g_i is the gradient of one instance, so that long answers, whose gradients are short, count as much as short ones;
-    v is the second moment by which Adam scales a step, here the mean over the tasks of their squared gradients;
-    g_target is the mean gradient of the target's instances. Two gradients are held at a time and compared as they are,
+    v is the second moment by which Adam scales a step, here the mean over the tasks of their squared gradients; its
+    root is damped by its mean, or weights that one task alone moves (rows of rare tokens, which LESS's adapters do not
+    train) decide by their number. g_target is the mean gradient of the target's instances. Two gradients are held at a time and compared as they are,
     where LESS stores random projections of all to 8192 dimensions.
 
     Args:
@@ -90,7 +91,8 @@ def influences(
     moment = torch.zeros_like(reference)
     for task in tasks:
         moment += mean_gradient(model, tokenizer, task_rows(task), prompt) ** 2 / len(tasks)
-    scale = 1 / (moment.sqrt() + EPSILON)
+    root = moment.sqrt()
+    scale = 1 / (root + root.mean() + EPSILON)
     return [
         [_cosine(mean_gradient(model, tokenizer, [row], prompt) * scale, reference) for row in task_rows(task)]
         for task in tasks
