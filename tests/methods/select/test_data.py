@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from polyloom.core.errors import PolyloomError, UserError
+from polyloom.methods.select.clarity import clarity, stated_parts
 from polyloom.methods.select.config import RankConfig
 from polyloom.methods.select.data import PoolTask, make_pool, read_pool, split_glued
 from polyloom.methods.select.encoder import cached_vectors, open_encoder, pool_states
@@ -403,3 +404,53 @@ def test_real_templates(real_data: Callable[[str], Path]) -> None:
     pool = read_pool(str(real_data("promptsource")))
     assert len(pool.tasks) > 45
     assert not any("{{" in text or "|||" in text for text in pool.texts)
+
+
+# ---- clarity
+
+
+def test_the_parts_that_an_instruction_states() -> None:
+    full = 'Classify the given review and answer with "good" or "bad".'
+    assert stated_parts(full) == {"action", "input", "output", "labels"}
+    assert stated_parts("Sort it.") == {"action"}
+    assert stated_parts("Is it raining?") == {"action"}
+    assert stated_parts("The weather over there") == set()
+    assert "labels" in stated_parts("Say whether they agree: true or false.")
+
+
+def test_clarity_by_hand() -> None:
+    full = 'Classify the given review and answer with "good" or "bad".'
+    assert clarity(full) == 1.0
+    # One part of four, two words of six; then a third of it is a placeholder.
+    assert clarity("Sort it.") == pytest.approx(1 / 4 * 2 / 6)
+    assert clarity("Sort {{ab}}") == pytest.approx(1 / 4 * 2 / 6 * 5 / 11)
+    assert clarity(" ") == 0.0
+    # Forty-two words in one sentence, where thirty read well.
+    assert clarity(full.removesuffix(".") + " now" * 32) == pytest.approx(30 / 42)
+    assert clarity(full + " Do so." * 16) == 1.0
+
+
+def test_lint_suggests_the_clearest_sibling_and_says_what_it_changes(cli: Callable[..., Any], tmp_path: Path) -> None:
+    clear = 'Classify the given review as "good" or "bad" and write the answer.'
+    pool = {
+        "poor": {
+            "instructions": ["{{premise_of_it}} {{it}} mood so", clear, "Say the mood."],
+            "category": "c",
+        },
+        "near": {"instructions": ["Classify the given review as good or as bad."], "category": "c"},
+        "bare": {"instructions": ["classify review"], "category": "c"},
+        "far": {"instructions": ["Translate the sentence into French words."], "category": "d"},
+    }
+    answer = cli("select", "lint", "--pool", write(tmp_path / "pool.json", pool), "--json")
+    assert answer.exit_code == 0, answer.stderr
+    result = json.loads(answer.stdout)
+    rows = {row[0]: row for row in result["tables"]["suggestions"]["rows"]}
+    assert set(rows) == {"poor", "bare"}
+    assert rows["poor"][3:5] == [clear, "itself"]
+    assert rows["bare"][3:5] == [pool["near"]["instructions"][0], "near"]
+    assert all(row[6] > row[5] for row in rows.values())
+    assert rows["poor"][8] == rows["poor"][9] == pytest.approx(2 / 3)
+    assert result["scalars"]["num_suggestions"]["value"] == 2
+    assert result["scalars"]["share_stating_action"]["value"] == pytest.approx(5 / 6)
+    saved = json.loads((tmp_path / "runs" / result["run"] / "artifacts" / "suggestions.json").read_text())
+    assert {one["lender"] for one in saved} == {"poor", "near"}

@@ -22,6 +22,7 @@ from polyloom.methods.select.alignment import (
     train_head,
 )
 from polyloom.methods.select.cleaning import clean_all, clean_instruction
+from polyloom.methods.select.explaining import noise_bands
 from polyloom.methods.select.lexical import build_index, latent_project, latent_vectors, terms
 from polyloom.methods.select.method import (
     AGGREGATIONS,
@@ -39,6 +40,7 @@ from polyloom.methods.select.method import (
     order_by,
     overlap,
     popularity,
+    principal_plane,
     rank_biased_overlap,
     ranks_of,
     regret,
@@ -205,6 +207,32 @@ def test_fisher_similarity_by_hand() -> None:
     assert fisher_similarity(a, a) == pytest.approx(1.0)
     assert fisher_similarity(np.array([1.0, 0.0]), np.array([0.0, 1.0])) == 0.0
     assert fisher_similarity(np.zeros(2), np.zeros(2)) == 0.0
+
+
+def test_the_plane_of_a_map_keeps_a_plane_and_equals_the_public_library() -> None:
+    rng = np.random.default_rng(0)
+    flat = rng.normal(size=(20, 2)) @ rng.normal(size=(2, 6)) + 3
+    points, share = principal_plane(flat)
+    assert share == pytest.approx(1.0)
+    gaps = [np.linalg.norm(one[:, None] - one[None], axis=-1) for one in (flat, points)]
+    assert gaps[0] == pytest.approx(gaps[1])
+    library = pytest.importorskip("sklearn.decomposition").PCA(2)
+    full = rng.normal(size=(30, 5))
+    points, share = principal_plane(full)
+    assert np.abs(points) == pytest.approx(np.abs(library.fit_transform(full)))
+    assert share == pytest.approx(library.explained_variance_ratio_.sum())
+    assert principal_plane(np.ones((3, 1))) == (pytest.approx(np.zeros((3, 2))), 1.0)
+
+
+def test_noise_bands_by_hand() -> None:
+    scores = np.array([0.9, 0.6, 0.5, 0.1])
+    halves = np.array([[0.9, 0.5, 0.4, 0.1], [0.9, 0.7, 0.6, 0.1]])
+    bands, noisy = noise_bands(scores, halves, 2)
+    # The cut is .55: the second and third task have halves on both of its sides.
+    assert noisy.tolist() == [False, True, True, False]
+    assert bands[:, 0].tolist() == [0.9, 0.9]
+    assert bands[:, 1].tolist() == pytest.approx([0.505, 0.695])
+    assert not noise_bands(scores, halves, 4)[1].any()
 
 
 def test_hand_values_of_the_measures() -> None:

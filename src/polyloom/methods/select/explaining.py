@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +11,15 @@ import numpy as np
 from polyloom.core.result import Result, Scalar, Series, Table
 from polyloom.core.seeding import python_random
 from polyloom.methods.select.config import ExplainConfig, StabilityConfig
-from polyloom.methods.select.lexical import LEXICAL, Lexical, build_index
-from polyloom.methods.select.method import aggregate, fuse, jaccard, order_by
+from polyloom.methods.select.data import Pool
+from polyloom.methods.select.lexical import LEXICAL, Lexical, build_index, latent_project, latent_vectors
+from polyloom.methods.select.method import aggregate, fuse, jaccard, order_by, principal_plane, unit_rows
 from polyloom.methods.select.scoring import Scored, rank_ids
 from polyloom.methods.select.study import INSTRUCTIONS_ALONE, SHOWN_ROWS, score, shorten
 from polyloom.methods.select.target import resolve
 from polyloom.runs.folder import Run
+
+MOST_DRAWN, COLOURED, REST = 1500, 3, "other tasks"
 
 
 def run_explain(config: ExplainConfig, run: Run) -> Result:
@@ -55,6 +59,7 @@ def run_explain(config: ExplainConfig, run: Run) -> Result:
         categories[name] = categories.get(name, 0) + 1
     least = min((row[1] for row in changes), default=1.0)
     first = rows[0]
+    drawn, share = pool_map(target.instructions, pool, chosen)
     tables = {
         "pairs": Table(
             columns=["task", "score", "target's wording", "its nearest wording", f"shared terms ({kind})"],
@@ -73,6 +78,7 @@ def run_explain(config: ExplainConfig, run: Run) -> Result:
         scalars={
             "num_tasks": Scalar(value=len(ids)),
             "least_leave_one_out_jaccard": Scalar(value=least if len(changes) > 1 else None),
+            "map_variance": Scalar(value=share, unit="share"),
         },
         tables=tables,
         series={
@@ -83,14 +89,57 @@ def run_explain(config: ExplainConfig, run: Run) -> Result:
                 kind="bar",
                 x_label="category",
                 y_label="chosen tasks",
-            )
+            ),
+            **drawn,
         },
         verdicts=[
             f"{first[0]} comes first because {first[2]!r} is near {first[3]!r}; shared: {first[4] or 'no term'}.",
             _leave_out_verdict(changes, least),
         ],
-        limitations=[*pool.notes, *found.notes, INSTRUCTIONS_ALONE],
+        limitations=[*pool.notes, *found.notes, _map_note(share), INSTRUCTIONS_ALONE],
     )
+
+
+def pool_map(target: Sequence[str], pool: Pool, chosen: Sequence[int]) -> tuple[dict[str, Series], float]:
+    """Return the pool as points of a plane, near where instructions are alike, and the share of variance it shows.
+
+    The target, the chosen tasks and the largest categories have a colour each. Of more than 1500 tasks evenly spaced
+    ones are drawn, and the chosen.
+
+    Args:
+        target: its wordings; they are one point.
+        pool: the tasks.
+        chosen: numbers of the chosen tasks.
+    """
+    step = len(pool.tasks) // MOST_DRAWN + 1
+    shown = sorted({*range(0, len(pool.tasks), step), *chosen})
+    said = [" ".join(pool.tasks[i].instructions) for i in shown]
+    vectors = latent_project([*said, " ".join(target)], *latent_vectors(said))
+    points, share = principal_plane(unit_rows(vectors))
+    counts = Counter(pool.tasks[i].category for i in shown if pool.tasks[i].category)
+    coloured = [name for name, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:COLOURED]]
+    places: dict[str, list[int]] = {name: [] for name in (*coloured, REST)}
+    for number, i in enumerate(shown):
+        if i not in chosen:
+            name = pool.tasks[i].category
+            places[name if name in coloured else REST].append(number)
+    places |= {"chosen": [shown.index(i) for i in chosen], "target": [len(shown)]}
+    return {
+        f"map: {name}": Series(
+            x=[float(points[i, 0]) for i in rows],
+            y=[float(points[i, 1]) for i in rows],
+            kind="scatter",
+            x_label="first principal axis of the instructions",
+            y_label="second",
+            group="the selection among the pool",
+        )
+        for name, rows in places.items()
+        if rows
+    }, share
+
+
+def _map_note(share: float) -> str:
+    return f"The map shows {share:.0%} of the instructions' variance: points that lie together may be apart elsewhere."
 
 
 def _leave_out_verdict(changes: Sequence[Sequence[Any]], least: float) -> str:
@@ -138,20 +187,30 @@ def run_stability(config: StabilityConfig, run: Run) -> Result:
     ids, owners = pool.ids, np.array(pool.owners)
     top = rank_ids(found.fused, ids)[: config.k]
     kept_counts = dict.fromkeys(ids, 0)
-    values = []
+    values, every = [], []
     m = len(target.instructions)
     for number in range(config.num_drops):
         rng = python_random(config.seed, "drop", number)
         rows = sorted(rng.sample(range(m), max(1, m // 2)))
         columns = _half(owners, rng)
-        other = rank_ids(subset_scores(found, rows, owners, len(ids), config, columns), ids)[: config.k]
+        every.append(subset_scores(found, rows, owners, len(ids), config, columns))
+        other = rank_ids(every[-1], ids)[: config.k]
         values.append(jaccard(top, other))
         for name in other:
             kept_counts[name] += 1
     low, high = (float(np.quantile(values, q)) for q in (0.025, 0.975))
     single = m == 1 and len(set(owners.tolist())) == len(owners)
+    bands, noisy = noise_bands(found.fused, np.stack(every), config.k)
+    place = {name: number for number, name in enumerate(ids)}
     rows_out: list[list[Any]] = [
-        [name, name in top, kept_counts[name] / config.num_drops]
+        [
+            name,
+            name in top,
+            kept_counts[name] / config.num_drops,
+            float(found.fused[place[name]]),
+            *(float(value) for value in bands[:, place[name]]),
+            "yes" if noisy[place[name]] else "",
+        ]
         for name in sorted(kept_counts, key=lambda name: (-kept_counts[name], name))[:SHOWN_ROWS]
     ]
     mean = float(np.mean(values))
@@ -162,10 +221,19 @@ def run_stability(config: StabilityConfig, run: Run) -> Result:
             "jaccard": Scalar(value=mean, low=low, high=high),
             "least_jaccard": Scalar(value=float(min(values))),
             "num_unstable": Scalar(value=len(shaky)),
+            "num_in_noise": Scalar(value=int(noisy.sum())),
         },
         tables={
             "tasks": Table(
-                columns=["task", "chosen with all wordings", "share of halves that choose it"],
+                columns=[
+                    "task",
+                    "chosen with all wordings",
+                    "share of halves that choose it",
+                    "score",
+                    "low",
+                    "high",
+                    "in the noise about the cut",
+                ],
                 rows=rows_out,
                 title=f"{config.num_drops} random halves of the wordings",
             )
@@ -182,10 +250,36 @@ def run_stability(config: StabilityConfig, run: Run) -> Result:
         },
         verdicts=[
             f"Half of the wordings choose with a Jaccard of {mean:.2f} [{low:.2f}, {high:.2f}] to the choice of all; "
-            + (f"in less than half of the draws: {', '.join(shaky)}." if shaky else "every chosen task stays in most.")
+            + (f"in less than half of the draws: {', '.join(shaky)}." if shaky else "every chosen task stays in most."),
+            f"{int(noisy.sum())} tasks lie in the noise about the cut: other wordings could move them over it.",
         ],
         limitations=[*pool.notes, *found.notes, *notes],
     )
+
+
+def noise_bands(scores: np.ndarray, halves: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return each task's score interval over other wordings, and whether it holds the cut behind the first k.
+
+    A random half of n wordings varies as much about the mean of all as that mean varies from sample to sample
+    (delete-half jackknife), so that the quantiles of the halves are the interval.
+
+    Args:
+        scores: [T] with all wordings.
+        halves: [draws, T] with random halves.
+        k: how many are chosen.
+
+    Returns:
+        [2, T] quantiles 0.025 and 0.975, and [T] whether the middle between the k-th score and the next lies inside;
+        none where all tasks are chosen.
+
+    Source: Shao, Wu (1989); spec 7.
+    """
+    bands = np.quantile(halves, [0.025, 0.975], axis=0)
+    falling = np.sort(scores)[::-1]
+    if k >= len(falling):
+        return bands, np.zeros(len(scores), dtype=bool)
+    cut = (falling[k - 1] + falling[k]) / 2
+    return bands, (bands[0] <= cut) & (cut <= bands[1])
 
 
 def _half(owners: np.ndarray, rng: Any) -> np.ndarray:

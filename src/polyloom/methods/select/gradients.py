@@ -72,8 +72,8 @@ def influences(
     g_i is the gradient of one instance, so that long answers, whose gradients are short, count as much as short ones;
     v is the second moment by which Adam scales a step, here the mean over the tasks of their squared gradients; its
     root is damped by its mean, or weights that one task alone moves (rows of rare tokens, which LESS's adapters do not
-    train) decide by their number. g_target is the mean gradient of the target's instances. Two gradients are held at a time and compared as they are,
-    where LESS stores random projections of all to 8192 dimensions.
+    train) decide by their number. g_target is the mean gradient of the target's instances. Gradients are compared as
+    they are, one at a time, where LESS stores random projections of all to 8192 dimensions.
 
     Args:
         model: a model that knows the tasks a little; random weights have no directions worth comparing.

@@ -216,6 +216,26 @@ def fisher_similarity(a: Float[Array, "d"], b: Float[Array, "d"]) -> float:
     return float(cosine_pairs((a[read] / total[read])[None], (b[read] / total[read])[None])[0, 0])
 
 
+def principal_plane(vectors: Float[Array, "n d"]) -> tuple[Float[Array, "n 2"], float]:
+    """Project vectors on the plane in which they spread most.
+
+    Args:
+        vectors: n vectors; each axis of the plane is turned so that its largest entry by size is above zero.
+
+    Returns:
+        The coordinates about their mean, and the share of the variance that lies in the plane.
+
+    Source: Pearson (1901), principal components.
+    """
+    centred = vectors - vectors.mean(axis=0)
+    values, axes = np.linalg.eigh(centred.T @ centred)
+    plane = np.zeros((vectors.shape[1], 2))
+    plane[:, : min(2, len(values))] = axes[:, ::-1][:, :2]
+    plane *= np.where(plane[np.abs(plane).argmax(axis=0), [0, 1]] < 0, -1, 1)
+    total = float(values.sum())
+    return np.asarray(centred @ plane), float(values[-2:].sum()) / total if total > 0 else 1.0
+
+
 # ---- measures
 
 
