@@ -393,6 +393,62 @@ def test_scores_are_equal_with_and_without_the_cache(encoder_folder: Path, tmp_p
     assert any("longer than the encoder's 64 tokens" in note for note in plain.notes)
 
 
+def test_token_states_depend_on_neither_batch_nor_order_and_leave_special_tokens_out(encoder_folder: Path) -> None:
+    encoder = open_encoder(str(encoder_folder))
+    together = encoder.encode_tokens(SENTENCES)
+    alone = [encoder.encode_tokens([text])[0] for text in SENTENCES]
+    ids = encoder.token_ids(SENTENCES)
+    assert [len(states) for states in together] == [len(row) for row in ids]
+    for one, other in zip(together, alone, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+    special = set(encoder.load()[1].all_special_ids)
+    assert not special & {token for row in ids for token in row}
+
+
+def test_token_wise_scorers_find_a_task_by_its_own_words(encoder_folder: Path, tmp_path: Path) -> None:
+    pool = make_pool([PoolTask(str(i), (text,)) for i, text in enumerate(SENTENCES)], "here")
+    scorers = [f"late:{encoder_folder}", f"idf:{encoder_folder}"]
+    plain = score_pool([SENTENCES[1]], pool, scorers)
+    for scores in plain.scores:
+        assert scores[1] == pytest.approx(1.0, abs=1e-3)
+        assert scores.argmax() == 1
+    for _ in range(2):
+        cached = score_pool([SENTENCES[1]], pool, scorers, cache=tmp_path)
+        assert [one.tolist() for one in cached.scores] == [pytest.approx(one, abs=2e-3) for one in plain.scores]
+    assert cached.num_encoded == 0
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(b"damaged")
+    assert score_pool([SENTENCES[1]], pool, scorers[:1], cache=tmp_path).num_encoded == len(SENTENCES)
+
+
+def test_idf_weighted_means_by_hand(encoder_folder: Path) -> None:
+    texts = ["Write it now", "Write it"]
+    encoder = open_encoder(str(encoder_folder))
+    states, ids = encoder.encode_tokens(texts), encoder.token_ids(texts)
+    both = set(ids[1])
+    means = []
+    for row, one in zip(ids, states, strict=True):
+        weights = np.array([1.0 if token in both else np.log(3 / 2) + 1 for token in row])
+        means.append(np.average(one, axis=0, weights=weights))
+    expected = means[0] @ means[1] / np.linalg.norm(means[0]) / np.linalg.norm(means[1])
+    pool = make_pool([PoolTask(text, (text,)) for text in texts], "here")
+    found = score_pool([texts[1]], pool, [f"idf:{encoder_folder}"]).scores[0]
+    assert found[pool.place(texts[0])] == pytest.approx(expected, abs=1e-3)
+
+
+def test_rank_takes_a_token_wise_scorer(cli: Callable[..., Any], encoder_folder: Path, tmp_path: Path) -> None:
+    pool = write(tmp_path / "pool.json", POOL)
+    words = ("select", "rank", "--pool", pool, "--target", "Give the sum", "--cache", tmp_path / "cache", "--json")
+    answer = cli(*words, "--scorers", f"late:{encoder_folder}", "--scorers", f"idf:{encoder_folder}")
+    assert answer.exit_code == 0, answer.stderr
+    assert json.loads(answer.stdout)["scalars"]["num_encoded"]["value"] == 5
+    refused = cli(*words, "--scorers", "late:no/such/encoder")
+    assert refused.exit_code == 2
+    assert "there is no such folder" in refused.stderr
+    other = cli(*words, "--scorers", f"late:{encoder_folder}", "--head", "nowhere")
+    assert "no scorer takes this aligned head" in other.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "num"), [("natural_instructions/definitions.json", 876), ("bbh/instructions.json", 23)]
 )
