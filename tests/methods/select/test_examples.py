@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration
 
-from polyloom.core.errors import UserError
+from polyloom.core.errors import PolyloomError, UserError
 from polyloom.methods.select import reranking
 from polyloom.methods.select.config import RankConfig
 from polyloom.methods.select.data import PoolTask, make_pool, read_pool
@@ -281,3 +281,16 @@ def test_a_users_model_is_asked_as_it_is(run: Run, tmp_path: Path) -> None:
     result = run_rank(config, run)
     assert len(result.tables["second_stage"].rows) == 3
     assert not any("0.3 M" in line for line in result.limitations)
+
+
+def test_a_model_without_finite_gradients_is_named(run: Run, tmp_path: Path) -> None:
+    given = mood_pool(tmp_path)
+    tokenizer = pool_tokenizer(read_pool(given["pool"], num_examples=4).tasks, 300)
+    model = small_model(len(tokenizer), 1)
+    with torch.no_grad():
+        next(model.parameters())[5:] = float("nan")
+    save_model(model, tmp_path / "model", tokenizer)
+    for kind in ("gradient", "fisher"):
+        config = RankConfig(**given, rerank=kind, model=str(tmp_path / "model"), cache=str(tmp_path / "cache"))
+        with pytest.raises(PolyloomError, match="model: gives no finite gradient for the task"):
+            run_rank(config, run)

@@ -12,7 +12,7 @@ from polyloom.core.result import Result, Scalar, Series, Table
 from polyloom.core.seeding import python_random
 from polyloom.methods.select.config import ExplainConfig, StabilityConfig
 from polyloom.methods.select.data import Pool
-from polyloom.methods.select.lexical import LEXICAL, Lexical, build_index, latent_project, latent_vectors
+from polyloom.methods.select.lexical import LEXICAL, Lexical, build_index, latent_project, latent_vectors, words
 from polyloom.methods.select.method import aggregate, fuse, jaccard, order_by, principal_plane, unit_rows
 from polyloom.methods.select.scoring import Scored, rank_ids
 from polyloom.methods.select.study import INSTRUCTIONS_ALONE, SHOWN_ROWS, score, shorten
@@ -114,6 +114,8 @@ def pool_map(target: Sequence[str], pool: Pool, chosen: Sequence[int]) -> tuple[
     step = len(pool.tasks) // MOST_DRAWN + 1
     shown = sorted({*range(0, len(pool.tasks), step), *chosen})
     said = [" ".join(pool.tasks[i].instructions) for i in shown]
+    if not any(words(text) for text in said):
+        return {}, 0.0
     vectors = latent_project([*said, " ".join(target)], *latent_vectors(said))
     points, share = principal_plane(unit_rows(vectors))
     counts = Counter(pool.tasks[i].category for i in shown if pool.tasks[i].category)

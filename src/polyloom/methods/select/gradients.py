@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from polyloom.core.errors import PolyloomError
 from polyloom.generation.decode import decoder_start
 from polyloom.methods.select.data import Pair, Pool, PoolTask
 from polyloom.methods.select.tuning import IGNORED, Prompt, answer_loss, batches
@@ -66,6 +68,7 @@ def influences(
     tasks: Sequence[PoolTask],
     target: PoolTask,
     prompt: Prompt,
+    on_task: Callable[[int], Any] = lambda done: None,
 ) -> list[list[float]]:
     """Return the influence of every instance of some tasks on a target: cos(g_i / (sqrt(v) + mean sqrt(v)), g_target).
 
@@ -81,9 +84,13 @@ def influences(
         tasks: with examples, up to 20 of each are used.
         target: the target with its few examples.
         prompt: layout.
+        on_task: called with 1 after each task: a progress bar.
 
     Returns:
         For each task the values of its instances, between -1 and 1.
+
+    Raises:
+        PolyloomError: a value is not finite; model and task are named.
 
     Source: Xia et al. (2024), LESS, eq. 3 to 5; without momentum, which is the same for every instance.
     """
@@ -93,10 +100,22 @@ def influences(
         moment += mean_gradient(model, tokenizer, task_rows(task), prompt) ** 2 / len(tasks)
     root = moment.sqrt()
     scale = 1 / (root + root.mean() + EPSILON)
-    return [
-        [_cosine(mean_gradient(model, tokenizer, [row], prompt) * scale, reference) for row in task_rows(task)]
-        for task in tasks
-    ]
+    found = []
+    for task in tasks:
+        steps = (mean_gradient(model, tokenizer, [row], prompt) * scale for row in task_rows(task))
+        found.append([_cosine(step, reference) for step in steps])
+        if not np.isfinite(found[-1]).all():
+            raise not_finite(model, task)
+        on_task(1)
+    return found
+
+
+def not_finite(model: PreTrainedModel, task: PoolTask) -> PolyloomError:
+    """Return the error of a model whose gradients cannot be compared."""
+    hint = "Check the model's weights, or drop --rerank."
+    return PolyloomError(
+        f"gives no finite gradient for the task {task.id!r}.", where=str(model.name_or_path), hint=hint
+    )
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
@@ -138,6 +157,9 @@ def fisher_diagonal(
     Returns:
         One value per output unit, none below zero.
 
+    Raises:
+        PolyloomError: the model gives no finite probabilities; model and task are named.
+
     Source: Achille et al. (2019), Task2Vec, section 3.
     """
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[no-untyped-call]
@@ -148,6 +170,8 @@ def fisher_diagonal(
     total = [torch.zeros(len(one), device=one.device) for one in matrices]
     for row in rows:
         logits = answer_logits(model, row_batch(model, tokenizer, [row], prompt)).float()
+        if not logits.isfinite().all():
+            raise not_finite(model, task)
         drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=draws)[:, 0].to(logits.device)
         loss = nn.functional.cross_entropy(logits, drawn, reduction="sum")
         for sums, gradient in zip(total, torch.autograd.grad(loss, matrices, materialize_grads=True), strict=True):

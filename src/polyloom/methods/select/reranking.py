@@ -28,8 +28,8 @@ from polyloom.runs.folder import Run
 DEPTH = 4
 WARM_UP_STEPS, PROBE_STEPS, PROBE_SEEDS = 60, 50, 3
 SMALL = (
-    "The examples were looked at by a decoder of 0.3 M parameters that had trained on these tasks for 50 or 60 steps; "
-    "name your own with --model."
+    "The examples were looked at by a decoder of 0.3 M parameters that had trained on these tasks for 50 or 60 steps, "
+    "whose second stage is on the embedded world no better than instructions alone; name your own model with --model."
 )
 
 
@@ -65,21 +65,24 @@ def second_stage(config: RankConfig, run: Run, target: Target, pool: Pool, order
         raise UserError("no task has examples.", where=pool.where, hint="Drop --rerank, or add input and output.")
     full = with_some_examples(config, pool, places, INSTANCES)
     candidates = [full.tasks[i] for i in places]
-    measure = partial(_measure, config, candidates, aim)
-    with run.progress("second stage", 1) as advance:
-        found: list[list[float]] = run.once(f"second stage {config.rerank}", measure)
-        advance(1)
+    measure = partial(_measure, config, run, candidates, aim)
+    found: list[list[float]] = run.once(f"second stage {config.rerank}", measure)
     return _told(config, candidates, places, found)
 
 
-def _measure(config: RankConfig, candidates: Sequence[PoolTask], aim: PoolTask) -> list[list[float]]:
+def _measure(config: RankConfig, run: Run, candidates: Sequence[PoolTask], aim: PoolTask) -> list[list[float]]:
     """Return the values of every candidate: one an instance for gradients, one for Fisher information."""
     learner = make_learner(config.model, candidates, WARM_UP_STEPS)
     model = warmed(learner, candidates, config.seed)
-    if config.rerank == "gradient":
-        return influences(model, learner.tokenizer, candidates, aim, learner.prompt)
-    own, *others = (fisher_diagonal(model, learner.tokenizer, one, learner.prompt) for one in (aim, *candidates))
-    return [[fisher_similarity(own, one)] for one in others]
+    with run.progress("second stage", len(candidates)) as advance:
+        if config.rerank == "gradient":
+            return influences(model, learner.tokenizer, candidates, aim, learner.prompt, advance)
+        own = fisher_diagonal(model, learner.tokenizer, aim, learner.prompt)
+        values = []
+        for one in candidates:
+            values.append([fisher_similarity(own, fisher_diagonal(model, learner.tokenizer, one, learner.prompt))])
+            advance(1)
+        return values
 
 
 def warmed(learner: Learner, tasks: Sequence[PoolTask], seed: int) -> PreTrainedModel:
