@@ -15,6 +15,7 @@ import torch
 from polyloom.core.errors import PolyloomError, UserError
 from polyloom.methods.select.clarity import clarity, stated_parts
 from polyloom.methods.select.config import RankConfig
+from polyloom.methods.select.crossing import read_mapping
 from polyloom.methods.select.data import PoolTask, make_pool, read_pool, split_glued
 from polyloom.methods.select.encoder import cached_vectors, open_encoder, pool_states
 from polyloom.methods.select.linting import RULES, lint_tasks, looks_english
@@ -510,3 +511,58 @@ def test_lint_suggests_the_clearest_sibling_and_says_what_it_changes(cli: Callab
     assert result["scalars"]["share_stating_action"]["value"] == pytest.approx(5 / 6)
     saved = json.loads((tmp_path / "runs" / result["run"] / "artifacts" / "suggestions.json").read_text())
     assert {one["lender"] for one in saved} == {"poor", "near"}
+
+
+# ---- other languages
+
+
+def test_words_are_mapped_in_either_direction_and_by_their_stem(tmp_path: Path) -> None:
+    lines = "sentence\tSatz\nclause\tSatz\ntranslate\tübersetzen\nlist\tListe\n"
+    path = write(tmp_path / "en-de.tsv", lines)
+    mapping = read_mapping(path, ["Übersetze den Satz"])
+    assert mapping("Übersetze den Satz") == "translate den clause sentence"
+    assert mapping("Listen 12") == "list 12"
+    assert mapping.share_known(["Satz den"]) == 0.5
+    assert read_mapping(path, ["Translate the list"])("list it") == "Liste it"
+    with pytest.raises(UserError, match="knows no word of the target"):
+        read_mapping(path, ["Jumpa"])
+
+
+def test_a_dictionary_finds_the_task_in_another_language(cli: Callable[..., Any], tmp_path: Path) -> None:
+    pool = write(tmp_path / "pool.json", POOL)
+    dictionary = write(tmp_path / "de-en.tsv", "Zahlen\tnumbers\naddiere\tadd\nSatz\tsentence\nDeutsche\tGerman\n")
+    words = ["select", "rank", "--pool", pool, "--scorers", "tfidf", "--cache", tmp_path / "cache", "--json"]
+    answer = cli(*words, "--target", "Addiere beide Zahlen", "--dictionary", dictionary)
+    assert answer.exit_code == 0, answer.stderr
+    result = json.loads(answer.stdout)
+    first = result["tables"]["ranking"]["rows"][0]
+    assert (first[1], first[5]) == ("sum", "Addiere beide Zahlen")
+    assert any("has 67% of the target's words" in line for line in result["limitations"])
+    rows = [
+        {"task": "sum", "language": "de", "instruction": "Addiere Zahlen"},
+        {"task": "german", "language": "de", "instruction": "Satz ins Deutsche"},
+    ]
+    parallel = write(tmp_path / "parallel.jsonl", "\n".join(map(json.dumps, rows)))
+    judged = cli("select", "evaluate", "--pool", pool, "--parallel", parallel, "--dictionary", dictionary, "--json")
+    assert judged.exit_code == 0, judged.stderr
+    scalars = json.loads(judged.stdout)["scalars"]
+    assert scalars["dictionary_recall_at_1_de"]["value"] == 1.0
+    assert scalars["recall_at_1_de"]["value"] < 1.0
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ('{"task": "sum", "language": "de"}', "row 1: has no 'instruction'"),
+        ('{"task": "summ", "language": "de", "instruction": "x"}', "Did you mean 'sum'"),
+        ("", "holds no instruction"),
+        ("{", "parallel.jsonl:1: is not JSON"),
+    ],
+)
+def test_bad_parallel_files_are_refused(cli: Callable[..., Any], tmp_path: Path, rows: str, message: str) -> None:
+    pool, parallel = write(tmp_path / "pool.json", POOL), write(tmp_path / "parallel.jsonl", rows)
+    answer = cli("select", "evaluate", "--pool", pool, "--parallel", parallel)
+    assert answer.exit_code == 2
+    assert message in answer.stderr
+    alone = cli("select", "evaluate", "--pool", pool, "--dictionary", parallel)
+    assert "there is nothing to map" in alone.stderr

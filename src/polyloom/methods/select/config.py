@@ -39,6 +39,9 @@ class TargetConfig(PoolConfig):
     target_file: str | None = Field(None, description="The target as a file in any of the pool's formats, or a text.")
     scorers: list[str] = Field(["tfidf", "char", "bm25"], min_length=1, description=SCORERS_HELP)
     aggregation: Aggregation = Field("mean", description="Over instruction pairs: mean, max, mean_of_max, soft, vote.")
+    dictionary: str | None = Field(
+        None, description="Bilingual dictionary that maps the target's words to the pool's language, for word scorers."
+    )
     k: int = Field(5, ge=1, description="How many tasks to choose.")
     cache: str | None = Field(None, description="Folder of cached embeddings. [default: the user's cache folder]")
     head: str | None = Field(None, description="Aligned head that `polyloom select align` wrote.")
@@ -110,6 +113,10 @@ class EvaluateConfig(PoolConfig):
         None, description="JSON of target -> chosen tasks to compare with; insta-p3: the paper's three published ones."
     )
     transfers: str | None = Field(None, description="CSV of measured gains (source,target,gain).")
+    parallel: str | None = Field(
+        None, description="JSON lines of the pool's tasks told in other languages: task, language, instruction."
+    )
+    dictionary: str | None = Field(None, description="Bilingual dictionary for the instructions of --parallel.")
     k: int = Field(5, ge=1, description="How many tasks a selection has.")
     smallest_category: int = Field(5, ge=2, description="Smallest category whose tasks serve as queries.")
     cache: str | None = Field(None, description="Folder of cached embeddings. [default: the user's cache folder]")

@@ -13,6 +13,7 @@ from polyloom.core.files import read_json
 from polyloom.core.result import Result, Scalar, Series, Table
 from polyloom.methods.select.baselines import choose_random
 from polyloom.methods.select.config import EvaluateConfig
+from polyloom.methods.select.crossing import judge_parallel
 from polyloom.methods.select.data import Pool, source_of
 from polyloom.methods.select.method import (
     aggregate,
@@ -67,6 +68,8 @@ def run_evaluate(config: EvaluateConfig, run: Run) -> Result:
     Raises:
         UserError: there is nothing to judge by.
     """
+    if config.dictionary and not config.parallel:
+        raise UserError("there is nothing to map.", where="--dictionary", hint="Give --parallel as well.")
     pool = load_pool(config)
     scalars: dict[str, Scalar] = {"num_tasks": Scalar(value=len(pool.tasks))}
     tables: dict[str, Table] = {}
@@ -77,13 +80,17 @@ def run_evaluate(config: EvaluateConfig, run: Run) -> Result:
         _judge_reference(config, pool, scalars, tables, series, verdicts)
     if config.transfers:
         _judge_transfers(config, pool, scalars, tables, verdicts)
+    if config.parallel:
+        more, tables["parallel"], verdict = judge_parallel(config, pool)
+        scalars |= more
+        verdicts.append(verdict)
     queries = _queries(pool, config.smallest_category)
-    if queries and not (config.reference or config.transfers):
+    if queries and not (config.reference or config.transfers or config.parallel):
         with run.progress("queries", len(queries)) as advance:
             _judge_categories(config, pool, queries, scalars, tables, series, verdicts, advance)
         notes.append("A category is a coarse judge: two tasks of one category need not help each other.")
     if not verdicts:
-        hint = "Give --reference or --transfers, or a pool whose tasks have categories."
+        hint = "Give --reference, --transfers or --parallel, or a pool whose tasks have categories."
         raise UserError("there is nothing to judge by.", where=config.pool, hint=hint)
     return run.result(scalars=scalars, tables=tables, series=series, verdicts=verdicts, limitations=notes)
 

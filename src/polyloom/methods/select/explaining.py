@@ -42,7 +42,9 @@ def run_explain(config: ExplainConfig, run: Run) -> Result:
         best = found.pairs[0][:, places]
         row, column = np.unravel_index(int(best.argmax()), best.shape)
         asked, answered = target.instructions[int(row)], pool.texts[int(places[int(column)])]
-        shared = ", ".join(f"{name} {share:.2f}" for name, share in index.shared_terms(asked, answered))
+        shared = ", ".join(
+            f"{name} {share:.2f}" for name, share in index.shared_terms(target.compared[int(row)], answered)
+        )
         rows.append([ids[number], float(best.max()), shorten(asked), shorten(answered), shared])
     drops = leave_one_out(found, owners, len(ids), config)
     top = [ids[i] for i in chosen]
@@ -59,7 +61,7 @@ def run_explain(config: ExplainConfig, run: Run) -> Result:
         categories[name] = categories.get(name, 0) + 1
     least = min((row[1] for row in changes), default=1.0)
     first = rows[0]
-    drawn, share = pool_map(target.instructions, pool, chosen)
+    drawn, share = pool_map(target.compared, pool, chosen)
     tables = {
         "pairs": Table(
             columns=["task", "score", "target's wording", "its nearest wording", f"shared terms ({kind})"],
@@ -132,7 +134,7 @@ def pool_map(target: Sequence[str], pool: Pool, chosen: Sequence[int]) -> tuple[
             y=[float(points[i, 1]) for i in rows],
             kind="scatter",
             x_label="first principal axis of the instructions",
-            y_label="second",
+            y_label="second principal axis",
             group="the selection among the pool",
         )
         for name, rows in places.items()

@@ -124,7 +124,7 @@ def _num_read(config: RankConfig) -> int:
 def _with_prior(config: RankConfig, target: Target, pool: Pool, found: Scored, notes: list[str]) -> np.ndarray:
     """Return the scores with measured gains mixed in."""
     gains = read_transfers(str(config.transfers))
-    near = nearness_of(target.instructions, pool, list(gains), config.scorers[0], cache_folder(config.cache))
+    near = nearness_of(target.compared, pool, list(gains), config.scorers[0], cache_folder(config.cache))
     prior = popularity(gains, target.name, pool.ids, near if config.prior == "pivots" else None)
     if not np.isfinite(prior).any():
         raise UserError("measures no task of the pool.", where=str(config.transfers), hint="Its sources are task ids.")
@@ -161,7 +161,7 @@ def _look_at_examples(config: RankConfig, run: Run, target: Target, pool: Pool, 
 def score(config: Any, target: Target, pool: Pool) -> Scored:
     """Score a pool as a configuration with scorers, aggregation, cache and head says."""
     return score_pool(
-        target.instructions,
+        target.compared,
         pool,
         config.scorers,
         config.aggregation,

@@ -30,6 +30,12 @@ class Target:
     category: str = ""
     source: str = ""
     examples: tuple[Pair, ...] = ()
+    mapped: tuple[str, ...] = ()
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """What scorers compare: what a dictionary made of the instructions, or they themselves, which models are told."""
+        return self.mapped or self.instructions
 
 
 def load_pool(config: PoolConfig, num_examples: int = 0) -> Pool:
@@ -69,7 +75,19 @@ def resolve(config: TargetConfig, num_examples: int = 0) -> tuple[Target, Pool]:
     if not target.instructions:
         hint = "Say in words what the task is; placeholders alone state none."
         raise UserError("the target has no words left after cleaning.", where="--target", hint=hint)
-    return target, _leave_out(pool, target)
+    return _mapped(config, target, _leave_out(pool, target))
+
+
+def _mapped(config: TargetConfig, target: Target, pool: Pool) -> tuple[Target, Pool]:
+    """Return the target with its words in the pool's language as well, where a dictionary is given."""
+    if not config.dictionary:
+        return target, pool
+    from polyloom.methods.select.crossing import read_mapping
+
+    mapping = read_mapping(config.dictionary, target.instructions)
+    share = mapping.share_known(target.instructions)
+    note = f"The dictionary has {share:.0%} of the target's words; the others stay as they are."
+    return replace(target, mapped=tuple(map(mapping, target.instructions))), pool.without([], note)
 
 
 def _from_file(config: TargetConfig, path: str, num_examples: int) -> Target:
@@ -146,7 +164,7 @@ def without_source(pool: Pool, target: Target) -> Pool:
 def language_notes(target: Target, pool: Pool, scorers: Sequence[str]) -> list[str]:
     """Say which share of the instructions is not English, and what that does to the scorers asked for."""
     notes = []
-    theirs, own = foreign_share(pool.texts), foreign_share(target.instructions)
+    theirs, own = foreign_share(pool.texts), foreign_share(target.compared)
     encoders = [name for name in scorers if name not in (*LEXICAL, LATENT)]
     if encoders and max(theirs, own) > FOREIGN_SHARE:
         notes.append(
