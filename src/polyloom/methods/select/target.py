@@ -34,7 +34,7 @@ class Target:
 
     @property
     def compared(self) -> tuple[str, ...]:
-        """What scorers compare: what a dictionary made of the instructions, or they themselves, which models are told."""
+        """What scorers compare: what a dictionary made of the instructions, or they themselves."""
         return self.mapped or self.instructions
 
 
