@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from polyloom.methods.select.lexical import LEXICAL, Lexical, build_index, laten
 from polyloom.methods.select.method import aggregate, fuse, jaccard, order_by, principal_plane, unit_rows
 from polyloom.methods.select.scoring import Scored, rank_ids
 from polyloom.methods.select.study import INSTRUCTIONS_ALONE, SHOWN_ROWS, score, shorten
-from polyloom.methods.select.target import resolve
+from polyloom.methods.select.target import Target, resolve
 from polyloom.runs.folder import Run
 
 MOST_DRAWN, COLOURED, REST = 1500, 3, "other tasks"
@@ -34,18 +34,7 @@ def run_explain(config: ExplainConfig, run: Run) -> Result:
     ids, owners = pool.ids, np.array(pool.owners)
     order = order_by(found.fused)
     chosen = [int(i) for i in order[: config.k]]
-    kind: Lexical = next((name for name in LEXICAL if name in found.names), "tfidf")
-    index = build_index(pool.texts, kind)
-    rows: list[list[Any]] = []
-    for number in chosen:
-        places = np.flatnonzero(owners == number)
-        best = found.pairs[0][:, places]
-        row, column = np.unravel_index(int(best.argmax()), best.shape)
-        asked, answered = target.instructions[int(row)], pool.texts[int(places[int(column)])]
-        shared = ", ".join(
-            f"{name} {share:.2f}" for name, share in index.shared_terms(target.compared[int(row)], answered)
-        )
-        rows.append([ids[number], float(best.max()), shorten(asked), shorten(answered), shared])
+    kind, rows = _deciding_pairs(target, pool, found, chosen)
     drops = leave_one_out(found, owners, len(ids), config)
     top = [ids[i] for i in chosen]
     lost = [
@@ -100,6 +89,26 @@ def run_explain(config: ExplainConfig, run: Run) -> Result:
         ],
         limitations=[*pool.notes, *found.notes, _map_note(share), INSTRUCTIONS_ALONE],
     )
+
+
+def _deciding_pairs(
+    target: Target, pool: Pool, found: Scored, chosen: Sequence[int]
+) -> tuple[Lexical, list[list[Any]]]:
+    """Return for each chosen task its best pair of wordings and the terms that they share, and by which scorer."""
+    owners = np.array(pool.owners)
+    kind: Lexical = next((name for name in LEXICAL if name in found.names), "tfidf")
+    index = build_index(pool.texts, kind)
+    rows: list[list[Any]] = []
+    for number in chosen:
+        places = np.flatnonzero(owners == number)
+        best = found.pairs[0][:, places]
+        row, column = np.unravel_index(int(best.argmax()), best.shape)
+        asked, answered = target.instructions[int(row)], pool.texts[int(places[int(column)])]
+        shared = ", ".join(
+            f"{name} {share:.2f}" for name, share in index.shared_terms(target.compared[int(row)], answered)
+        )
+        rows.append([pool.tasks[number].id, float(best.max()), shorten(asked), shorten(answered), shared])
+    return kind, rows
 
 
 def pool_map(target: Sequence[str], pool: Pool, chosen: Sequence[int]) -> tuple[dict[str, Series], float]:
@@ -205,18 +214,7 @@ def run_stability(config: StabilityConfig, run: Run) -> Result:
     low, high = (float(np.quantile(values, q)) for q in (0.025, 0.975))
     single = m == 1 and len(set(owners.tolist())) == len(owners)
     bands, noisy = noise_bands(found.fused, np.stack(every), config.k)
-    place = {name: number for number, name in enumerate(ids)}
-    rows_out: list[list[Any]] = [
-        [
-            name,
-            name in top,
-            kept_counts[name] / config.num_drops,
-            float(found.fused[place[name]]),
-            *(float(value) for value in bands[:, place[name]]),
-            "yes" if noisy[place[name]] else "",
-        ]
-        for name in sorted(kept_counts, key=lambda name: (-kept_counts[name], name))[:SHOWN_ROWS]
-    ]
+    rows_out = _stability_rows(ids, found.fused, kept_counts, config, bands, noisy)
     mean = float(np.mean(values))
     notes = ["Every task and the target have one wording each: there is nothing to drop."] if single else []
     shaky = [name for name in top if kept_counts[name] < 0.5 * config.num_drops]
@@ -259,6 +257,30 @@ def run_stability(config: StabilityConfig, run: Run) -> Result:
         ],
         limitations=[*pool.notes, *found.notes, *notes],
     )
+
+
+def _stability_rows(
+    ids: Sequence[str],
+    scores: np.ndarray,
+    kept_counts: Mapping[str, int],
+    config: StabilityConfig,
+    bands: np.ndarray,
+    noisy: np.ndarray,
+) -> list[list[Any]]:
+    """Return the tasks that most halves choose, with their score, its interval, and whether the cut lies in it."""
+    top = rank_ids(scores, ids)[: config.k]
+    place = {name: number for number, name in enumerate(ids)}
+    return [
+        [
+            name,
+            name in top,
+            kept_counts[name] / config.num_drops,
+            float(scores[place[name]]),
+            *(float(value) for value in bands[:, place[name]]),
+            "yes" if noisy[place[name]] else "",
+        ]
+        for name in sorted(kept_counts, key=lambda name: (-kept_counts[name], name))[:SHOWN_ROWS]
+    ]
 
 
 def noise_bands(scores: np.ndarray, halves: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
