@@ -1,6 +1,6 @@
-"""The selection room's targets by a rule, its encoder beside sentence-transformers, and a large pool from the cache.
+"""The selection room's targets by a rule, second stages, encoder beside sentence-transformers, a large pool.
 
-Run `python benchmarks/select_tasks.py targets|encode|scale`. `encode` needs sentence-transformers. Times are CPU
+Run `python benchmarks/select_tasks.py targets|second|encode|scale`. `encode` needs sentence-transformers. Times are CPU
 seconds on one thread.
 """
 
@@ -19,10 +19,15 @@ import numpy as np
 
 from polyloom.core.seeding import python_random
 from polyloom.data.world import instruction_tasks
-from polyloom.methods.select.config import SelectStudyConfig
+from polyloom.methods.select.config import RankConfig, SelectStudyConfig
 from polyloom.methods.select.data import Pool, read_pool
-from polyloom.methods.select.lab import STUDY_K, TINY_LR, train_config, true_relatedness, with_examples
-from polyloom.methods.select.method import order_by
+from polyloom.methods.select.gradients import fisher_diagonal, gradient_similarity, influences
+from polyloom.methods.select.lab import STUDY_K, true_relatedness
+from polyloom.methods.select.learner import TINY_LR, make_learner, train_config, with_examples
+from polyloom.methods.select.method import fisher_similarity, fuse, order_by
+from polyloom.methods.select.reranking import DEPTH, WARM_UP_STEPS, warmed
+from polyloom.methods.select.scoring import score_pool
+from polyloom.methods.select.target import aim_of, resolve, with_some_examples
 from polyloom.methods.select.tuning import (
     evaluate,
     make_test,
@@ -81,6 +86,46 @@ def _learned(
     tune_arm(model, tokenizer, full, nearest, config, "dev", prompt=plain_prompt)
     found = means(evaluate(model, tokenizer, items, generate=False))["rank_accuracy"]
     return found, float(np.mean([1 / len(item.options) for item in items]))
+
+
+def second(seed: int) -> None:
+    """Print how related to the target the first five tasks are by each second stage, over one target an operation.
+
+    Each stage orders the first 20 tasks by instructions anew, with the same tiny model. `chance` is their mean.
+    """
+    languages = list(SelectStudyConfig().languages)
+    stages: dict[str, list[tuple[float, float]]] = {}
+    for name in candidates(languages):
+        config = RankConfig(target_task=name, languages=languages, seed=seed)
+        target, pool = resolve(config)
+        truth = true_relatedness(name, pool, languages)
+        operation = next(task.operation for task in instruction_tasks(languages) if task.name == name)
+        places = order_by(score_pool(target.instructions, pool).fused)[: DEPTH * STUDY_K]
+        aim = aim_of(config, target, "")
+        full = with_some_examples(config, pool, [int(i) for i in places], 20)
+        tasks = [full.tasks[i] for i in places]
+        learner = make_learner("tiny", tasks, WARM_UP_STEPS)
+        model = warmed(learner, tasks, seed)
+        few = Pool(tuple(tasks), name)
+        plain = gradient_similarity(model, learner.tokenizer, few, aim.examples, aim.instructions, learner.prompt)
+        adam = np.array(
+            [np.mean(one) for one in influences(model, learner.tokenizer, tasks, aim, learner.prompt)], dtype=np.float64
+        )
+        own, *others = (fisher_diagonal(model, learner.tokenizer, one, learner.prompt) for one in (aim, *tasks))
+        first = -np.arange(len(places), dtype=np.float64)
+        fisher = np.array([fisher_similarity(own, one) for one in others])
+        values = {"instructions": first, "gradients": adam, "plain gradients": plain, "Fisher": fisher}
+        values |= {"instructions + gradients": fuse([first, adam]), "best possible": truth[places]}
+        for stage, value in values.items():
+            top = places[order_by(value)[:STUDY_K]]
+            same = float(np.mean([pool.tasks[i].category == operation for i in top]))
+            stages.setdefault(stage, []).append((same, float(truth[top].mean())))
+        same = float(np.mean([task.category == operation for task in tasks]))
+        stages.setdefault("chance", []).append((same, float(truth[places].mean())))
+        print(name, {stage: each[-1] for stage, each in stages.items()}, file=sys.stderr, flush=True)
+    print("| ordered by | of the target's operation | true relatedness |\n| --- | --- | --- |")
+    for stage, each in stages.items():
+        print(f"| {stage} | {np.mean([a for a, _ in each]):.2f} | {np.mean([b for _, b in each]):.3f} |")
 
 
 def encode(rounds: int) -> None:
@@ -151,13 +196,16 @@ def scale(num_tasks: int, num_wordings: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=["targets", "encode", "scale"])
+    parser.add_argument("part", choices=["targets", "second", "encode", "scale"])
     parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     pin_threads()
     if chosen.part == "targets":
         targets(chosen.optimizer)
+    elif chosen.part == "second":
+        second(chosen.seed)
     elif chosen.part == "encode":
         encode(chosen.rounds)
     else:

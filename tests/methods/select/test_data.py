@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from polyloom.core.errors import PolyloomError, UserError
+from polyloom.methods.select.clarity import clarity, stated_parts
 from polyloom.methods.select.config import RankConfig
+from polyloom.methods.select.crossing import read_mapping
 from polyloom.methods.select.data import PoolTask, make_pool, read_pool, split_glued
 from polyloom.methods.select.encoder import cached_vectors, open_encoder, pool_states
 from polyloom.methods.select.linting import RULES, lint_tasks, looks_english
@@ -392,6 +394,62 @@ def test_scores_are_equal_with_and_without_the_cache(encoder_folder: Path, tmp_p
     assert any("longer than the encoder's 64 tokens" in note for note in plain.notes)
 
 
+def test_token_states_depend_on_neither_batch_nor_order_and_leave_special_tokens_out(encoder_folder: Path) -> None:
+    encoder = open_encoder(str(encoder_folder))
+    together = encoder.encode_tokens(SENTENCES)
+    alone = [encoder.encode_tokens([text])[0] for text in SENTENCES]
+    ids = encoder.token_ids(SENTENCES)
+    assert [len(states) for states in together] == [len(row) for row in ids]
+    for one, other in zip(together, alone, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+    special = set(encoder.load()[1].all_special_ids)
+    assert not special & {token for row in ids for token in row}
+
+
+def test_token_wise_scorers_find_a_task_by_its_own_words(encoder_folder: Path, tmp_path: Path) -> None:
+    pool = make_pool([PoolTask(str(i), (text,)) for i, text in enumerate(SENTENCES)], "here")
+    scorers = [f"late:{encoder_folder}", f"idf:{encoder_folder}"]
+    plain = score_pool([SENTENCES[1]], pool, scorers)
+    for scores in plain.scores:
+        assert scores[1] == pytest.approx(1.0, abs=1e-3)
+        assert scores.argmax() == 1
+    for _ in range(2):
+        cached = score_pool([SENTENCES[1]], pool, scorers, cache=tmp_path)
+        assert [one.tolist() for one in cached.scores] == [pytest.approx(one, abs=2e-3) for one in plain.scores]
+    assert cached.num_encoded == 0
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(b"damaged")
+    assert score_pool([SENTENCES[1]], pool, scorers[:1], cache=tmp_path).num_encoded == len(SENTENCES)
+
+
+def test_idf_weighted_means_by_hand(encoder_folder: Path) -> None:
+    texts = ["Write it now", "Write it"]
+    encoder = open_encoder(str(encoder_folder))
+    states, ids = encoder.encode_tokens(texts), encoder.token_ids(texts)
+    both = set(ids[1])
+    means = []
+    for row, one in zip(ids, states, strict=True):
+        weights = np.array([1.0 if token in both else np.log(3 / 2) + 1 for token in row])
+        means.append(np.average(one, axis=0, weights=weights))
+    expected = means[0] @ means[1] / np.linalg.norm(means[0]) / np.linalg.norm(means[1])
+    pool = make_pool([PoolTask(text, (text,)) for text in texts], "here")
+    found = score_pool([texts[1]], pool, [f"idf:{encoder_folder}"]).scores[0]
+    assert found[pool.place(texts[0])] == pytest.approx(expected, abs=1e-3)
+
+
+def test_rank_takes_a_token_wise_scorer(cli: Callable[..., Any], encoder_folder: Path, tmp_path: Path) -> None:
+    pool = write(tmp_path / "pool.json", POOL)
+    words = ("select", "rank", "--pool", pool, "--target", "Give the sum", "--cache", tmp_path / "cache", "--json")
+    answer = cli(*words, "--scorers", f"late:{encoder_folder}", "--scorers", f"idf:{encoder_folder}")
+    assert answer.exit_code == 0, answer.stderr
+    assert json.loads(answer.stdout)["scalars"]["num_encoded"]["value"] == 5
+    refused = cli(*words, "--scorers", "late:no/such/encoder")
+    assert refused.exit_code == 2
+    assert "there is no such folder" in refused.stderr
+    other = cli(*words, "--scorers", f"late:{encoder_folder}", "--head", "nowhere")
+    assert "no scorer takes this aligned head" in other.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "num"), [("natural_instructions/definitions.json", 876), ("bbh/instructions.json", 23)]
 )
@@ -403,3 +461,108 @@ def test_real_templates(real_data: Callable[[str], Path]) -> None:
     pool = read_pool(str(real_data("promptsource")))
     assert len(pool.tasks) > 45
     assert not any("{{" in text or "|||" in text for text in pool.texts)
+
+
+# ---- clarity
+
+
+def test_the_parts_that_an_instruction_states() -> None:
+    full = 'Classify the given review and answer with "good" or "bad".'
+    assert stated_parts(full) == {"action", "input", "output", "labels"}
+    assert stated_parts("Sort it.") == {"action"}
+    assert stated_parts("Is it raining?") == {"action"}
+    assert stated_parts("The weather over there") == set()
+    assert "labels" in stated_parts("Say whether they agree: true or false.")
+
+
+def test_clarity_by_hand() -> None:
+    full = 'Classify the given review and answer with "good" or "bad".'
+    assert clarity(full) == 1.0
+    # One part of four, two words of six; then a third of it is a placeholder.
+    assert clarity("Sort it.") == pytest.approx(1 / 4 * 2 / 6)
+    assert clarity("Sort {{ab}}") == pytest.approx(1 / 4 * 2 / 6 * 5 / 11)
+    assert clarity(" ") == 0.0
+    # Forty-two words in one sentence, where thirty read well.
+    assert clarity(full.removesuffix(".") + " now" * 32) == pytest.approx(30 / 42)
+    assert clarity(full + " Do so." * 16) == 1.0
+
+
+def test_lint_suggests_the_clearest_sibling_and_says_what_it_changes(cli: Callable[..., Any], tmp_path: Path) -> None:
+    clear = 'Classify the given review as "good" or "bad" and write the answer.'
+    pool = {
+        "poor": {
+            "instructions": ["{{premise_of_it}} {{it}} mood so", clear, "Say the mood."],
+            "category": "c",
+        },
+        "near": {"instructions": ["Classify the given review as good or as bad."], "category": "c"},
+        "bare": {"instructions": ["classify review"], "category": "c"},
+        "far": {"instructions": ["Translate the sentence into French words."], "category": "d"},
+    }
+    answer = cli("select", "lint", "--pool", write(tmp_path / "pool.json", pool), "--json")
+    assert answer.exit_code == 0, answer.stderr
+    result = json.loads(answer.stdout)
+    rows = {row[0]: row for row in result["tables"]["suggestions"]["rows"]}
+    assert set(rows) == {"poor", "bare"}
+    assert rows["poor"][3:5] == [clear, "itself"]
+    assert rows["bare"][3:5] == [pool["near"]["instructions"][0], "near"]
+    assert all(row[6] > row[5] for row in rows.values())
+    assert rows["poor"][8] == rows["poor"][9] == pytest.approx(2 / 3)
+    assert result["scalars"]["num_suggestions"]["value"] == 2
+    assert result["scalars"]["share_stating_action"]["value"] == pytest.approx(5 / 6)
+    saved = json.loads((tmp_path / "runs" / result["run"] / "artifacts" / "suggestions.json").read_text())
+    assert {one["lender"] for one in saved} == {"poor", "near"}
+
+
+# ---- other languages
+
+
+def test_words_are_mapped_in_either_direction_and_by_their_stem(tmp_path: Path) -> None:
+    lines = "sentence\tSatz\nclause\tSatz\ntranslate\tübersetzen\nlist\tListe\n"
+    path = write(tmp_path / "en-de.tsv", lines)
+    mapping = read_mapping(path, ["Übersetze den Satz"])
+    assert mapping("Übersetze den Satz") == "translate den clause sentence"
+    assert mapping("Listen 12") == "list 12"
+    assert mapping.share_known(["Satz den"]) == 0.5
+    assert read_mapping(path, ["Translate the list"])("list it") == "Liste it"
+    with pytest.raises(UserError, match="knows no word of the target"):
+        read_mapping(path, ["Jumpa"])
+
+
+def test_a_dictionary_finds_the_task_in_another_language(cli: Callable[..., Any], tmp_path: Path) -> None:
+    pool = write(tmp_path / "pool.json", POOL)
+    dictionary = write(tmp_path / "de-en.tsv", "Zahlen\tnumbers\naddiere\tadd\nSatz\tsentence\nDeutsche\tGerman\n")
+    words = ["select", "rank", "--pool", pool, "--scorers", "tfidf", "--cache", tmp_path / "cache", "--json"]
+    answer = cli(*words, "--target", "Addiere beide Zahlen", "--dictionary", dictionary)
+    assert answer.exit_code == 0, answer.stderr
+    result = json.loads(answer.stdout)
+    first = result["tables"]["ranking"]["rows"][0]
+    assert (first[1], first[5]) == ("sum", "Addiere beide Zahlen")
+    assert any("has 67% of the target's words" in line for line in result["limitations"])
+    rows = [
+        {"task": "sum", "language": "de", "instruction": "Addiere Zahlen"},
+        {"task": "german", "language": "de", "instruction": "Satz ins Deutsche"},
+    ]
+    parallel = write(tmp_path / "parallel.jsonl", "\n".join(map(json.dumps, rows)))
+    judged = cli("select", "evaluate", "--pool", pool, "--parallel", parallel, "--dictionary", dictionary, "--json")
+    assert judged.exit_code == 0, judged.stderr
+    scalars = json.loads(judged.stdout)["scalars"]
+    assert scalars["dictionary_recall_at_1_de"]["value"] == 1.0
+    assert scalars["recall_at_1_de"]["value"] < 1.0
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ('{"task": "sum", "language": "de"}', "row 1: has no 'instruction'"),
+        ('{"task": "summ", "language": "de", "instruction": "x"}', "Did you mean 'sum'"),
+        ("", "holds no instruction"),
+        ("{", "parallel.jsonl:1: is not JSON"),
+    ],
+)
+def test_bad_parallel_files_are_refused(cli: Callable[..., Any], tmp_path: Path, rows: str, message: str) -> None:
+    pool, parallel = write(tmp_path / "pool.json", POOL), write(tmp_path / "parallel.jsonl", rows)
+    answer = cli("select", "evaluate", "--pool", pool, "--parallel", parallel)
+    assert answer.exit_code == 2
+    assert message in answer.stderr
+    alone = cli("select", "evaluate", "--pool", pool, "--dictionary", parallel)
+    assert "there is nothing to map" in alone.stderr

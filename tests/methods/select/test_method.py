@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyloom.core.errors import UserError
+from polyloom.methods.select import method
 from polyloom.methods.select.alignment import (
     build_pairs,
     cosine_loss,
@@ -21,6 +22,7 @@ from polyloom.methods.select.alignment import (
     train_head,
 )
 from polyloom.methods.select.cleaning import clean_all, clean_instruction
+from polyloom.methods.select.explaining import noise_bands
 from polyloom.methods.select.lexical import build_index, latent_project, latent_vectors, terms
 from polyloom.methods.select.method import (
     AGGREGATIONS,
@@ -28,14 +30,17 @@ from polyloom.methods.select.method import (
     category_precision,
     cosine_pairs,
     diversify,
+    fisher_similarity,
     fuse,
     jaccard,
     kendall_tau,
+    max_sim,
     mix_prior,
     ndcg,
     order_by,
     overlap,
     popularity,
+    principal_plane,
     rank_biased_overlap,
     ranks_of,
     regret,
@@ -155,6 +160,79 @@ def test_diversity_passes_over_copies() -> None:
     assert diversify(scores, similarity, 2, balance=0.7) == [0, 2]
     assert diversify(scores, similarity, 2, balance=1.0) == [0, 1]
     assert sorted(diversify(scores, similarity, 9)) == [0, 1, 2, 3]
+
+
+def token_states(rng: np.random.Generator, lengths: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    states = rng.normal(size=(sum(lengths), 5)).astype(np.float32)
+    starts = np.cumsum([0, *lengths[:-1]])
+    return states, starts, rng.uniform(0.5, 2, size=len(states)).astype(np.float32)
+
+
+def test_late_interaction_by_hand() -> None:
+    # Target tokens along e1 and e2; one pool instruction e1, another (.6, .8) and e2. From the target: (1 + 0) / 2 and
+    # (.6 + 1) / 2; from the pool: 1 and (.8 + 1) / 2.
+    target = np.array([[1, 0], [0, 2]], dtype=np.float32)
+    pool = np.array([[3, 0], [0.6, 0.8], [0, 1]], dtype=np.float32)
+    even = np.ones(2, dtype=np.float32), np.ones(3, dtype=np.float32)
+    found = max_sim(target, np.array([0]), pool, np.array([0, 1]), *even)
+    assert found[0].tolist() == pytest.approx([(0.5 + 1) / 2, (0.8 + 0.9) / 2])
+    heavy = np.array([3, 1], dtype=np.float32), np.ones(3, dtype=np.float32)
+    found = max_sim(target, np.array([0]), pool, np.array([0, 1]), *heavy)
+    assert found[0].tolist() == pytest.approx([(0.75 + 1) / 2, ((3 * 0.6 + 1) / 4 + 0.9) / 2])
+
+
+@pytest.mark.parametrize("most", [1, 60, 10**6])
+def test_late_interaction_equals_the_loop_and_is_one_for_itself(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr(method, "MAX_COSINES", most)
+    rng = np.random.default_rng(0)
+    a, a_starts, a_weights = token_states(rng, [3, 1, 4])
+    b, b_starts, b_weights = token_states(rng, [2, 5, 1, 3])
+    found = max_sim(a, a_starts, b, b_starts, a_weights, b_weights)
+    cosines = cosine_pairs(a, b)
+    for i, rows in enumerate(np.split(np.arange(8), a_starts[1:])):
+        for j, columns in enumerate(np.split(np.arange(11), b_starts[1:])):
+            block = cosines[np.ix_(rows, columns)]
+            forth = np.average(block.max(1), weights=a_weights[rows])
+            back = np.average(block.max(0), weights=b_weights[columns])
+            assert found[i, j] == pytest.approx((forth + back) / 2, abs=1e-6)
+    own = max_sim(a, a_starts, a, a_starts, a_weights, a_weights)
+    assert own.diagonal().tolist() == pytest.approx([1, 1, 1], abs=1e-6)
+
+
+def test_fisher_similarity_by_hand() -> None:
+    a, b = np.array([1.0, 3.0, 0.0]), np.array([3.0, 1.0, 0.0])
+    # The quotients are (1/4, 3/4) and (3/4, 1/4): cosine 6/16 / (10/16).
+    assert fisher_similarity(a, b) == pytest.approx(0.6)
+    assert fisher_similarity(a, b) == fisher_similarity(b, a)
+    assert fisher_similarity(a, a) == pytest.approx(1.0)
+    assert fisher_similarity(np.array([1.0, 0.0]), np.array([0.0, 1.0])) == 0.0
+    assert fisher_similarity(np.zeros(2), np.zeros(2)) == 0.0
+
+
+def test_the_plane_of_a_map_keeps_a_plane_and_equals_the_public_library() -> None:
+    rng = np.random.default_rng(0)
+    flat = rng.normal(size=(20, 2)) @ rng.normal(size=(2, 6)) + 3
+    points, share = principal_plane(flat)
+    assert share == pytest.approx(1.0)
+    gaps = [np.linalg.norm(one[:, None] - one[None], axis=-1) for one in (flat, points)]
+    assert gaps[0] == pytest.approx(gaps[1])
+    library = pytest.importorskip("sklearn.decomposition").PCA(2)
+    full = rng.normal(size=(30, 5))
+    points, share = principal_plane(full)
+    assert np.abs(points) == pytest.approx(np.abs(library.fit_transform(full)))
+    assert share == pytest.approx(library.explained_variance_ratio_.sum())
+    assert principal_plane(np.ones((3, 1))) == (pytest.approx(np.zeros((3, 2))), 1.0)
+
+
+def test_noise_bands_by_hand() -> None:
+    scores = np.array([0.9, 0.6, 0.5, 0.1])
+    halves = np.array([[0.9, 0.5, 0.4, 0.1], [0.9, 0.7, 0.6, 0.1]])
+    bands, noisy = noise_bands(scores, halves, 2)
+    # The cut is .55: the second and third task have halves on both of its sides.
+    assert noisy.tolist() == [False, True, True, False]
+    assert bands[:, 0].tolist() == [0.9, 0.9]
+    assert bands[:, 1].tolist() == pytest.approx([0.505, 0.695])
+    assert not noise_bands(scores, halves, 4)[1].any()
 
 
 def test_hand_values_of_the_measures() -> None:

@@ -16,7 +16,7 @@ from polyloom.core.errors import PolyloomError, UserError
 from polyloom.core.seeding import python_random
 from polyloom.methods.select import lab
 from polyloom.methods.select.aligning import align_latent, run_align
-from polyloom.methods.select.baselines import choose_random, gradient_similarity, instance_votes
+from polyloom.methods.select.baselines import choose_random, instance_votes
 from polyloom.methods.select.checking import ambiguity, run_lint
 from polyloom.methods.select.config import (
     AlignConfig,
@@ -30,9 +30,12 @@ from polyloom.methods.select.config import (
 )
 from polyloom.methods.select.data import PoolTask, make_pool, read_pool
 from polyloom.methods.select.evaluation import run_evaluate
+from polyloom.methods.select.explaining import run_explain, run_stability
+from polyloom.methods.select.gradients import gradient_similarity
 from polyloom.methods.select.lab import difference_scalars, run_study
+from polyloom.methods.select.learner import train_config
 from polyloom.methods.select.scoring import LATENT, head_for, score_pool
-from polyloom.methods.select.study import run_explain, run_rank, run_stability
+from polyloom.methods.select.study import run_rank
 from polyloom.methods.select.tune import run_tune
 from polyloom.methods.select.tuning import (
     TestItem,
@@ -142,13 +145,20 @@ def test_explain_names_the_deciding_words(run: Run, tmp_path: Path) -> None:
     assert any("classify" in str(row[4]) for row in result.tables["pairs"].rows)
     assert len(result.tables["without"].rows) == 2
     assert 0 <= float(result.scalars["least_leave_one_out_jaccard"].value or 0) <= 1
+    points = {name: len(series.x) for name, series in result.series.items() if name.startswith("map: ")}
+    assert sum(points.values()) == 31
+    assert (points["map: target"], points["map: chosen"], len(points)) == (1, 2, 6)
+    assert len({result.series[name].group for name in points}) == 1
+    assert 0 < float(result.scalars["map_variance"].value or 0) <= 1
 
 
 def test_stability_is_one_where_nothing_can_change(run: Run, tmp_path: Path) -> None:
     config = StabilityConfig(**common(tmp_path), target=["classify the review"], k=30, num_drops=10)
     assert run_stability(config, run).scalars["jaccard"].value == 1.0
-    shaken = run_stability(config.model_copy(update={"k": 3}), run).scalars["jaccard"]
-    assert 0 < float(shaken.value or 0) <= 1
+    shaken = run_stability(config.model_copy(update={"k": 3}), run)
+    assert 0 < float(shaken.scalars["jaccard"].value or 0) <= 1
+    assert all(row[4] <= row[5] for row in shaken.tables["tasks"].rows)
+    assert run_stability(config, run).scalars["num_in_noise"].value == 0
 
 
 def test_lint_counts_rules_over_a_pool(run: Run, tmp_path: Path) -> None:
@@ -318,7 +328,7 @@ def test_answers_alone_are_trained_on_and_the_model_learns_them() -> None:
     }
     assert answers <= {"yes", "no"}
     model = small_model(len(tokenizer), 0)
-    tune_arm(model, tokenizer, pool, [0, 1], lab.train_config(60, 8, 4e-3), "arm")
+    tune_arm(model, tokenizer, pool, [0, 1], train_config(60, 8, 4e-3), "arm")
     items = [TestItem(plain_prompt(f"say {name}", "9"), (name,), ("yes", "no")) for name in ("yes", "no")]
     found = evaluate(model, tokenizer, items)
     assert found == {"rank_accuracy": [1.0, 1.0], "exact_match": [1.0, 1.0], "rouge_l": [1.0, 1.0]}

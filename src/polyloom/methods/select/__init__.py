@@ -64,8 +64,18 @@ CARD = RoomCard(
     ),
     verbs=(
         _verb("rank", "Rank the tasks of a pool for a target by instructions alone; write the mixture.", "RankConfig"),
-        _verb("explain", "Say which pairs of wordings decide, and what changes without each.", "ExplainConfig"),
-        _verb("stability", "Measure how much of the selection stays when wordings are dropped.", "StabilityConfig"),
+        _verb(
+            "explain",
+            "Say which pairs of wordings decide, and what changes without each.",
+            "ExplainConfig",
+            "explaining",
+        ),
+        _verb(
+            "stability",
+            "Measure how much of the selection stays when wordings are dropped.",
+            "StabilityConfig",
+            "explaining",
+        ),
         _verb(
             "lint",
             "Find placeholders, leaked examples, canaries and duplicates in instructions.",
@@ -98,7 +108,17 @@ CARD = RoomCard(
         Equation("NDCG, gain 2^rel - 1", "agreement with measured transfer", f"{_ROOM}.method:ndcg"),
         Equation("regret@k", "loss of gain by the choice", f"{_ROOM}.method:regret"),
         Equation("votes of nearest instances", "baseline: instance retrieval", f"{_ROOM}.baselines:instance_votes"),
-        Equation("cos(grad L_T, grad L_target)", "baseline: gradients", f"{_ROOM}.baselines:gradient_similarity"),
+        Equation("mean_t max_u cos(t, u), both ways", "late interaction", f"{_ROOM}.method:max_sim"),
+        Equation(
+            "cos(g_i / (sqrt(v) + mean sqrt(v)), g_target)", "second stage: influence", f"{_ROOM}.gradients:influences"
+        ),
+        Equation(
+            "F = E_x E_{y ~ p} (d log p(y | x) / dw)^2", "Fisher information", f"{_ROOM}.gradients:fisher_diagonal"
+        ),
+        Equation("cos(a / (a + b), b / (a + b))", "second stage: Task2Vec", f"{_ROOM}.method:fisher_similarity"),
+        Equation("log p_target(z) - log p_raw(z)", "importance of an instance", f"{_ROOM}.instances:log_importance"),
+        Equation("quantiles of random halves", "interval of a score", f"{_ROOM}.explaining:noise_bands"),
+        Equation("cos(grad L_T, grad L_target)", "baseline: gradients", f"{_ROOM}.gradients:gradient_similarity"),
     ),
     tour=TourStep(verb="study"),
 )

@@ -1,21 +1,17 @@
-"""Rivals that need more than instructions: instance retrieval (RoE), gradient similarity (LESS), and random choice."""
+"""Rivals of the selection: instance retrieval (RoE), and random choice."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polyloom.core.errors import UserError
 from polyloom.core.seeding import numpy_generator, python_random
-from polyloom.methods.select.data import Pair, Pool, PoolTask
+from polyloom.methods.select.data import Pair, Pool
 from polyloom.methods.select.lexical import build_index
-from polyloom.methods.select.tuning import Prompt, answer_loss, batches
 
-STORED_INSTANCES, QUERY_INSTANCES, GRADIENT_INSTANCES = 100, 32, 20
+STORED_INSTANCES, QUERY_INSTANCES = 100, 32
 
 
 def choose_random(pool: Pool, k: int, seed: int) -> list[int]:
@@ -58,48 +54,3 @@ def instance_votes(pool: Pool, target: Sequence[Pair], seed: int = 0) -> np.ndar
         votes[place[int(scores.argmax())]] += 1
         votes += 1e-3 * np.bincount(place, weights=scores, minlength=len(votes)) / counts
     return votes
-
-
-def gradient_similarity(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pool: Pool,
-    target: Sequence[Pair],
-    instructions: Sequence[str],
-    prompt: Prompt,
-    max_tokens: int = 512,
-) -> np.ndarray:
-    """Return the cosine of every task's loss gradient with the target's, at a model that has been warmed up.
-
-    Args:
-        model: a small model; its whole gradient is kept, so no projection is needed.
-        tokenizer: of it.
-        pool: tasks with examples; one without gets -1.
-        target: few target instances, whose answers are used.
-        instructions: of the target.
-        prompt: layout.
-        max_tokens: longer rows are cut.
-
-    Source: spec 7 (LESS), plain gradients in place of Adam's directions and of projections.
-    """
-    aim = PoolTask("target", tuple(instructions), examples=tuple(target[:GRADIENT_INSTANCES]))
-    reference = _gradient(model, tokenizer, aim, prompt, max_tokens)
-    scores = np.full(len(pool.tasks), -1.0)
-    for number, task in enumerate(pool.tasks):
-        if task.examples:
-            gradient = _gradient(model, tokenizer, task, prompt, max_tokens)
-            scores[number] = float(torch.nn.functional.cosine_similarity(gradient, reference, dim=0))
-    return scores
-
-
-def _gradient(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: PoolTask, prompt: Prompt, max_tokens: int
-) -> Tensor:
-    pairs = task.examples[:GRADIENT_INSTANCES]
-    rows = [(task.instructions[i % len(task.instructions)], *pair) for i, pair in enumerate(pairs)]
-    answers = bool(model.config.is_encoder_decoder)
-    batch = batches(lambda step, size: rows, tokenizer, prompt, len(rows), max_tokens, answers)(0)
-    parameters = [one for one in model.parameters() if one.requires_grad]
-    loss, count = answer_loss(model, {name: tensor.to(model.device) for name, tensor in batch.items()})
-    gradients = torch.autograd.grad(loss / count, parameters)
-    return torch.cat([one.flatten() for one in gradients])

@@ -10,7 +10,10 @@ from polyloom.core.config import Config, StudyConfig
 from polyloom.methods.select.cleaning import Cleaning
 from polyloom.methods.select.method import Aggregation
 
-SCORERS_HELP = "tfidf, char, bm25, latent, minilm, or a sentence encoder's folder or hub id; several are fused by rank."
+SCORERS_HELP = (
+    "tfidf, char, bm25, latent, minilm, or a sentence encoder's folder or hub id, with late: before it for token-level "
+    "MaxSim or idf: for weighted means; several are fused by rank."
+)
 
 
 class PoolConfig(Config):
@@ -36,6 +39,9 @@ class TargetConfig(PoolConfig):
     target_file: str | None = Field(None, description="The target as a file in any of the pool's formats, or a text.")
     scorers: list[str] = Field(["tfidf", "char", "bm25"], min_length=1, description=SCORERS_HELP)
     aggregation: Aggregation = Field("mean", description="Over instruction pairs: mean, max, mean_of_max, soft, vote.")
+    dictionary: str | None = Field(
+        None, description="Bilingual dictionary that maps the target's words to the pool's language, for word scorers."
+    )
     k: int = Field(5, ge=1, description="How many tasks to choose.")
     cache: str | None = Field(None, description="Folder of cached embeddings. [default: the user's cache folder]")
     head: str | None = Field(None, description="Aligned head that `polyloom select align` wrote.")
@@ -51,7 +57,19 @@ class RankConfig(TargetConfig):
     prior_weight: float = Field(0.5, ge=0, le=1, description="Weight of the prior where --transfers is given.")
     exclude_same_source: bool = Field(False, description="Leave out tasks made from the target's own data set.")
     diversify: bool = Field(False, description="Choose by maximal marginal relevance instead of score alone.")
+    rerank: Literal["gradient", "fisher"] | None = Field(
+        None,
+        description="Order the first 4 k tasks anew by examples: gradient (LESS) or fisher (Task2Vec). Needs examples "
+        "of the target.",
+    )
+    num_probes: int = Field(
+        0, ge=0, description="Tasks at the edge of k to train with and without, 50 steps each, in search of harm."
+    )
+    model: str = Field("tiny", description="Of --rerank and --num-probes: a Hugging Face folder or hub id; tiny.")
     num_examples: int = Field(0, ge=0, description="Write so many examples of each chosen task to subset.jsonl.")
+    pick: Literal["random", "weighted"] = Field(
+        "random", description="Examples at random, or those most like the target's examples and unlike each other."
+    )
 
 
 class ExplainConfig(TargetConfig):
@@ -95,6 +113,10 @@ class EvaluateConfig(PoolConfig):
         None, description="JSON of target -> chosen tasks to compare with; insta-p3: the paper's three published ones."
     )
     transfers: str | None = Field(None, description="CSV of measured gains (source,target,gain).")
+    parallel: str | None = Field(
+        None, description="JSON lines of the pool's tasks told in other languages: task, language, instruction."
+    )
+    dictionary: str | None = Field(None, description="Bilingual dictionary for the instructions of --parallel.")
     k: int = Field(5, ge=1, description="How many tasks a selection has.")
     smallest_category: int = Field(5, ge=2, description="Smallest category whose tasks serve as queries.")
     cache: str | None = Field(None, description="Folder of cached embeddings. [default: the user's cache folder]")

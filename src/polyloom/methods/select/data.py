@@ -448,11 +448,11 @@ def _import_datasets() -> Any:
     return datasets
 
 
-def sample_examples(pool: Pool, chosen: Sequence[int], num: int, seed: int) -> Iterator[tuple[str, str, str]]:
-    """Yield `num` rows (instruction, input, output) from the chosen tasks in equal shares, with replacement."""
+def sample_examples(pool: Pool, chosen: Sequence[int], num: int, seed: int) -> Iterator[tuple[str, str, str, str]]:
+    """Yield `num` rows (task, instruction, input, output) from the chosen tasks in equal shares, with replacement."""
     rng = random.Random(seed)
     usable = [pool.tasks[i] for i in chosen if pool.tasks[i].examples]
     for _ in range(num):
         task = rng.choice(usable)
         given, answer = rng.choice(task.examples)
-        yield rng.choice(task.instructions), given, answer
+        yield task.id, rng.choice(task.instructions), given, answer

@@ -29,6 +29,7 @@ TOKENS_PER_BATCH = 640
 LONGEST = 512
 POOLINGS = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max", "lasttoken": "last"}
 Floats = NDArray[np.float32]
+Rows = Sequence[Sequence[int]]
 
 
 @dataclass
@@ -68,26 +69,42 @@ class Encoder:
         Raises:
             PolyloomError: a vector is not finite; the text is named.
         """
-        model, tokenizer = self.load()
-        rows = self._tokens(texts, tokenizer)
-        pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
+        return np.stack(self._in_batches(texts, self._pool))
+
+    def encode_tokens(self, texts: Sequence[str]) -> list[Floats]:
+        """Return [t, d] states of each text's tokens in the last layer, special tokens left out.
+
+        Raises:
+            PolyloomError: a state is not finite; the text is named.
+        """
+        return self._in_batches(texts, self._states)
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens that `encode_tokens` gives states for."""
+        tokenizer = self.load()[1]
+        return [[row[i] for i in self._said(row)] for row in self._tokens(texts, tokenizer)]
+
+    def _in_batches(
+        self, texts: Sequence[str], look: Callable[[Sequence[Sequence[int]]], list[Floats]]
+    ) -> list[Floats]:
+        """Return what `look` makes of each text's tokens; texts of similar length go together."""
+        rows = self._tokens(texts, self.load()[1])
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-        vectors: list[Floats | None] = [None] * len(rows)
+        found: dict[int, Floats] = {}
         start = 0
         while start < len(order):
             size = max(1, TOKENS_PER_BATCH // len(rows[order[start]]))
             chunk = order[start : start + size]
-            found = self._pool(model, [rows[i] for i in chunk], pad)
-            for i, vector in zip(chunk, found, strict=True):
-                if not np.isfinite(vector).all():
+            for i, values in zip(chunk, look([rows[i] for i in chunk]), strict=True):
+                if not np.isfinite(values).all():
                     raise PolyloomError(
                         f"gives no finite vector for {texts[i][:60]!r}.",
                         where=self.source,
                         hint="Check its weights, or use a lexical scorer.",
                     )
-                vectors[i] = vector
+                found[i] = values
             start += size
-        return np.stack([vector for vector in vectors if vector is not None])
+        return [found[i] for i in range(len(rows))]
 
     def _tokens(self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         given: Any = tokenizer(list(texts), truncation=True, max_length=self.max_tokens, verbose=False)
@@ -102,16 +119,32 @@ class Encoder:
             raise UserError(f"has no token for {texts[empty][:60]!r}.", where=self.source)
         return rows
 
+    def _pool(self, rows: Rows) -> list[Floats]:
+        hidden, mask = self._hidden(rows)
+        vectors = pool_states(hidden, mask, self.pooling).cpu()
+        for folder in self.dense:
+            vectors = _apply_dense(vectors, folder)
+        return list(np.asarray(vectors.numpy(), dtype=np.float32))
+
+    def _states(self, rows: Rows) -> list[Floats]:
+        states = self._hidden(rows)[0].cpu().numpy()
+        return [states[number, self._said(row)] for number, row in enumerate(rows)]
+
+    def _said(self, row: Sequence[int]) -> list[int]:
+        """Return the places of a text's own tokens, or all where it has none."""
+        special = set(self.load()[1].all_special_ids)
+        return [i for i, token in enumerate(row) if token not in special] or list(range(len(row)))
+
     @torch.inference_mode()
-    def _pool(self, model: PreTrainedModel, rows: Sequence[Sequence[int]], pad: int) -> Floats:
+    def _hidden(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return the last layer's states [N, T, d] and the mask [N, T] of some token rows."""
+        model, tokenizer = self.load()
+        pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
         width = max(len(row) for row in rows)
         ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=model.device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
         hidden: Tensor = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-        vectors = pool_states(hidden, mask, self.pooling).cpu()
-        for folder in self.dense:
-            vectors = _apply_dense(vectors, folder)
-        return np.asarray(vectors.numpy(), dtype=np.float32)
+        return hidden, mask
 
 
 def pool_states(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
@@ -285,13 +318,59 @@ def cached_vectors(
     return known[[place[name] for name in names]], len(fresh)
 
 
+def cached_states(
+    fingerprint: str,
+    texts: Sequence[str],
+    encode: Callable[[Sequence[str]], list[Floats]],
+    folder: Path | None,
+) -> tuple[list[Floats], int]:
+    """Return the token states of texts, as `cached_vectors` does; half precision, since they are many.
+
+    Args:
+        fingerprint: of the encoder; each has its own file, `states-<fingerprint>.safetensors`.
+        texts: N texts.
+        encode: from texts to [t, d] states of each.
+        folder: of the cache; None encodes all.
+
+    Returns:
+        [t, d] states of each text, and how many texts were encoded.
+    """
+    unique = list(dict.fromkeys(texts))
+    path = folder / f"states-{fingerprint[:32]}.safetensors" if folder else None
+    held = _read_tensors(path, ("keys", "lengths", "states")) if path else None
+    known: dict[bytes, Floats] = {}
+    if held is not None:
+        keys, lengths, states = held
+        parts = np.split(states, np.cumsum(lengths)[:-1])
+        known = {key.tobytes(): part for key, part in zip(keys, parts, strict=True)}
+    names = [key.tobytes() for key in text_keys(unique)]
+    fresh = [i for i, name in enumerate(names) if name not in known]
+    if fresh:
+        made = encode([unique[i] for i in fresh])
+        known |= {names[i]: np.asarray(one, dtype=np.float16) for i, one in zip(fresh, made, strict=True)}
+    if fresh and path:
+        keys = np.frombuffer(b"".join(known), dtype=np.uint8).reshape(len(known), 32)
+        lengths = np.array([len(one) for one in known.values()])
+        write_bytes(path, save_tensors({"keys": keys, "lengths": lengths, "states": np.concatenate([*known.values()])}))
+    by_text = {text: known[name].astype(np.float32) for text, name in zip(unique, names, strict=True)}
+    return [by_text[text] for text in texts], len(fresh)
+
+
 def _read_cache(path: Path) -> tuple[NDArray[np.uint8], Floats]:
-    if not path.is_file():
+    found = _read_tensors(path, ("keys", "vectors"))
+    if found is None:
         return np.zeros((0, 32), dtype=np.uint8), np.zeros((0, 0), dtype=np.float32)
+    keys, vectors = found
+    return keys, vectors
+
+
+def _read_tensors(path: Path, names: Sequence[str]) -> list[NDArray[Any]] | None:
+    if not path.is_file():
+        return None
     try:
         with safe_open(str(path), framework="numpy") as file:
-            return file.get_tensor("keys"), file.get_tensor("vectors")
+            return [file.get_tensor(name) for name in names]
     except Exception:
         # A damaged cache is no data: it is made again.
         path.unlink(missing_ok=True)
-        return _read_cache(path)
+        return None

@@ -13,6 +13,7 @@ from polyloom.core.files import read_json
 from polyloom.core.result import Result, Scalar, Series, Table
 from polyloom.methods.select.baselines import choose_random
 from polyloom.methods.select.config import EvaluateConfig
+from polyloom.methods.select.crossing import judge_parallel
 from polyloom.methods.select.data import Pool, source_of
 from polyloom.methods.select.method import (
     aggregate,
@@ -25,7 +26,7 @@ from polyloom.methods.select.method import (
     rank_biased_overlap,
     regret,
 )
-from polyloom.methods.select.scoring import cache_folder, nearness_of, rank_ids, score_pool
+from polyloom.methods.select.scoring import TOKEN_WISE, cache_folder, nearness_of, rank_ids, score_pool
 from polyloom.methods.select.study import read_transfers
 from polyloom.methods.select.target import load_pool
 from polyloom.metrics.statistics import bootstrap_interval, spearman
@@ -67,6 +68,8 @@ def run_evaluate(config: EvaluateConfig, run: Run) -> Result:
     Raises:
         UserError: there is nothing to judge by.
     """
+    if config.dictionary and not config.parallel:
+        raise UserError("there is nothing to map.", where="--dictionary", hint="Give --parallel as well.")
     pool = load_pool(config)
     scalars: dict[str, Scalar] = {"num_tasks": Scalar(value=len(pool.tasks))}
     tables: dict[str, Table] = {}
@@ -77,13 +80,17 @@ def run_evaluate(config: EvaluateConfig, run: Run) -> Result:
         _judge_reference(config, pool, scalars, tables, series, verdicts)
     if config.transfers:
         _judge_transfers(config, pool, scalars, tables, verdicts)
+    if config.parallel:
+        more, tables["parallel"], verdict = judge_parallel(config, pool)
+        scalars |= more
+        verdicts.append(verdict)
     queries = _queries(pool, config.smallest_category)
-    if queries and not (config.reference or config.transfers):
+    if queries and not (config.reference or config.transfers or config.parallel):
         with run.progress("queries", len(queries)) as advance:
             _judge_categories(config, pool, queries, scalars, tables, series, verdicts, advance)
         notes.append("A category is a coarse judge: two tasks of one category need not help each other.")
     if not verdicts:
-        hint = "Give --reference or --transfers, or a pool whose tasks have categories."
+        hint = "Give --reference, --transfers or --parallel, or a pool whose tasks have categories."
         raise UserError("there is nothing to judge by.", where=config.pool, hint=hint)
     return run.result(scalars=scalars, tables=tables, series=series, verdicts=verdicts, limitations=notes)
 
@@ -170,8 +177,9 @@ def _judge_categories(
 
 
 def key_of(name: str) -> str:
-    """Return a scorer's name as a key of scalars: a path's last part."""
-    return Path(name).name.replace("-", "_").replace(".", "_")
+    """Return a scorer's name as a key of scalars: a path's last part, behind how its tokens are compared."""
+    kind, _, source = name.rpartition(":") if name.startswith(TOKEN_WISE) else ("", "", name)
+    return "_".join(filter(None, (kind, Path(source).name.replace("-", "_").replace(".", "_"))))
 
 
 def _macro(values: Sequence[float], categories: Sequence[str]) -> float:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polyloom.core.result import Result, Scalar, Series, Table
 from polyloom.data.world import NOTICE, instruction_tasks, relatedness
@@ -18,30 +17,26 @@ from polyloom.methods.select.aligning import HEAD, align_latent
 from polyloom.methods.select.baselines import choose_random
 from polyloom.methods.select.config import SelectStudyConfig, TargetConfig
 from polyloom.methods.select.data import Pair, Pool
+from polyloom.methods.select.learner import Learner, make_learner, with_examples
 from polyloom.methods.select.method import order_by
 from polyloom.methods.select.scoring import LATENT, Scored
 from polyloom.methods.select.study import INSTRUCTIONS_ALONE, ranking_table, score
 from polyloom.methods.select.target import Target, resolve
 from polyloom.methods.select.tuning import (
     TestItem,
-    definition_prompt,
     evaluate,
     make_test,
     means,
     plain_prompt,
-    pool_tokenizer,
-    small_model,
     tune_arm,
 )
 from polyloom.methods.select.world_pool import world_examples
 from polyloom.metrics.statistics import Interval, paired_t_interval, t_interval, wilson_interval
-from polyloom.models.device import choose_device, pin_threads
-from polyloom.models.load import load_model, model_kind, save_model
+from polyloom.models.device import pin_threads
+from polyloom.models.load import save_model
 from polyloom.runs.folder import Run
-from polyloom.training.config import TrainConfig
 
 MEASURES = ("rank_accuracy", "exact_match", "rouge_l")
-EXAMPLES_OF_MANY, EXAMPLES_OF_FEW, FEW = 30, 400, 12
 RIVALS = ("all", "random", "worst", "oracle", "instances", "gradients")
 STUDY_ARMS = {"quick": ("selected", "all", "random"), "full": ("selected", "all", "random", "worst", "oracle")}
 STUDY_TARGETS = {"quick": 1, "full": 2}
@@ -49,7 +44,6 @@ STUDY_TARGETS = {"quick": 1, "full": 2}
 STUDY_OPERATIONS = ("classify_kind_list_{}", "normalise_date_{}")
 STUDY_SEEDS = {"quick": 1, "full": 3}
 STUDY_STEPS = {"quick": 120, "full": 150}
-TINY_LR, MODEL_LR = 4e-3, 5e-5
 NUM_TEST = 64
 STUDY_K = 5
 BY_DESIGN = (
@@ -66,39 +60,6 @@ class Job:
     items: Sequence[TestItem]
     few: Sequence[Pair]
     chosen: Mapping[tuple[str, int], tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Learner:
-    """How a model is made, and what it is told."""
-
-    source: str
-    tokenizer: PreTrainedTokenizerBase
-    config: TrainConfig
-
-    def make(self, seed: int) -> PreTrainedModel:
-        """Return the model before tuning."""
-        if self.source == "tiny":
-            return small_model(len(self.tokenizer), seed)
-        model = load_model(self.source, model_kind(self.source))
-        model.to(choose_device())  # type: ignore[arg-type]
-        return model
-
-    @property
-    def prompt(self) -> Any:
-        """The layout of its prompts."""
-        return plain_prompt if self.source == "tiny" else definition_prompt
-
-
-def with_examples(pool: Pool, chosen: Sequence[int], languages: Sequence[str], seed: int) -> Pool:
-    """Return the world's pool with examples of the chosen tasks: more of each where few are chosen."""
-    num = EXAMPLES_OF_FEW if len(chosen) <= FEW else EXAMPLES_OF_MANY
-    wanted = set(chosen)
-    tasks = tuple(
-        replace(task, examples=world_examples(task.id, languages, "train", num, seed)) if number in wanted else task
-        for number, task in enumerate(pool.tasks)
-    )
-    return Pool(tasks, pool.where, pool.notes)
 
 
 def world_test(
@@ -241,7 +202,7 @@ def run_study(config: SelectStudyConfig, run: Run) -> Result:
         arms = STUDY_ARMS[config.profile]
         jobs.append(Job(target, items, few, mixtures(arms, scored, pool, STUDY_K, seeds, truth)))
     tasks = with_examples(pool, range(len(pool.tasks)), languages, config.seed).tasks
-    learner = Learner("tiny", pool_tokenizer(tasks), train_config(STUDY_STEPS[config.profile], 16, TINY_LR, "muon"))
+    learner = make_learner("tiny", tasks, STUDY_STEPS[config.profile])
     rows = run_jobs(jobs, pool, learner, seeds, languages, run)
     kinship = [_kinship(job, pool, languages) for job in jobs]
     tables = {
@@ -292,20 +253,6 @@ def _world_target(
     target, pool = resolve(settings)
     # One pool for all targets: what is tuned on all or on random tasks then serves every target.
     return target, pool.without([i for i, task in enumerate(pool.tasks) if task.id in names]), settings
-
-
-def train_config(steps: int, batch_size: int, lr: float, optimizer: Literal["adamw", "muon"] = "adamw") -> TrainConfig:
-    """Return the budget of one arm."""
-    return TrainConfig(
-        optimizer=optimizer,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        warmup_steps=max(1, steps // 8),
-        weight_decay=0.01,
-        precision="float32",
-        log_every=10**6,
-    )
 
 
 def _kinship(job: Job, pool: Pool, languages: Sequence[str]) -> dict[str, float]:

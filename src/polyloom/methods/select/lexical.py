@@ -60,7 +60,8 @@ def _pieces(word: str) -> list[str]:
     return pieces
 
 
-def _hashes(names: Sequence[str]) -> NDArray[np.uint64]:
+def term_hashes(names: Sequence[str]) -> NDArray[np.uint64]:
+    """Return 64-bit hashes of terms, the same on every machine."""
     digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
     return np.frombuffer(digests, dtype=np.uint64)
 
@@ -88,7 +89,7 @@ class LexicalIndex:
     num_rows: int
 
     def _find(self, names: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        wanted = _hashes(names)
+        wanted = term_hashes(names)
         places = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
         return places, self.hashes[places] == wanted
 
@@ -154,7 +155,7 @@ def build_index(texts: Sequence[str], kind: Lexical) -> LexicalIndex:
     columns = np.fromiter((vocabulary[name] for count in counts for name in count), dtype=np.int64)
     tf = np.fromiter((value for count in counts for value in count.values()), dtype=np.float64)
     rows = np.repeat(np.arange(len(texts), dtype=np.int32), [len(count) for count in counts])
-    hashes = _hashes(list(vocabulary))
+    hashes = term_hashes(list(vocabulary))
     order = np.argsort(hashes)
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))

@@ -105,6 +105,11 @@ def foreign_share(texts: Sequence[str]) -> float:
     return sum(not looks_english(text) for text in looked_at) / max(1, len(looked_at))
 
 
+def placeholder_share(text: str) -> float:
+    """Return the share of a text's characters that stand in placeholders."""
+    return sum(map(len, _PLACEHOLDER.findall(text))) / len(text) if text else 0.0
+
+
 def lint_tasks(tasks: Sequence[PoolTask]) -> list[Finding]:
     """Check the raw instructions of tasks against `RULES`.
 
@@ -131,8 +136,7 @@ def lint_tasks(tasks: Sequence[PoolTask]) -> list[Finding]:
 
 def _defects(task: PoolTask, text: str, cleaned: str, others: set[str]) -> list[tuple[str, str]]:
     found = []
-    marks = _PLACEHOLDER.findall(text)
-    share = sum(map(len, marks)) / len(text) if text else 0.0
+    marks, share = _PLACEHOLDER.findall(text), placeholder_share(text)
     if not has_words(cleaned):
         return [("empty", "; ".join(marks) or "no words")]
     if share > PLACEHOLDER_SHARE:

@@ -14,6 +14,7 @@ AGGREGATIONS: tuple[Aggregation, ...] = ("mean", "max", "mean_of_max", "soft", "
 VOTE_DEPTH = 10
 SOFT_TEMPERATURE = 0.05
 RANK_CONSTANT = 60
+MAX_COSINES = 8_000_000
 Array = np.ndarray
 
 
@@ -23,6 +24,52 @@ def cosine_pairs(target: Float[Array, "m d"], pool: Float[Array, "n d"]) -> Floa
     Source: spec 2.2.
     """
     return np.asarray(unit_rows(target) @ unit_rows(pool).T)
+
+
+def max_sim(
+    target: Float[Array, "a d"],
+    target_starts: Int[Array, "m"],
+    pool: Float[Array, "b d"],
+    pool_starts: Int[Array, "n"],
+    target_weights: Float[Array, "a"],
+    pool_weights: Float[Array, "b"],
+) -> Float[Array, "m n"]:
+    """Return s_ij by late interaction: every token takes its nearest token of the other instruction.
+
+    s_ij = (sum_t w_t max_u cos(t, u) / sum_t w_t + sum_u w_u max_t cos(t, u) / sum_u w_u) / 2, t over the tokens of
+    target instruction i and u over those of pool instruction j. Both directions are taken, since a long instruction
+    holds something near to every token of a short one.
+
+    Args:
+        target: states of the tokens of m target instructions, one behind the other.
+        target_starts: where each of them begins; none is empty.
+        pool: the same of n pool instructions.
+        pool_starts: where each of them begins.
+        target_weights: of the target's tokens.
+        pool_weights: of the pool's tokens.
+
+    Source: Khattab, Zaharia (2020), ColBERT, eq. 3, for the first sum; Zhang et al. (2020), BERTScore, eq. 2, for both.
+    """
+    a, b = unit_rows(target), unit_rows(pool)
+    ends = [*pool_starts[1:], len(b)]
+    found = np.zeros((len(target_starts), len(pool_starts)), dtype=np.float32)
+    asked = np.add.reduceat(target_weights, target_starts)[:, None]
+    first = 0
+    while first < len(pool_starts):
+        # A block of pool instructions whose cosines fit the memory; one at least.
+        last = first + 1
+        while last < len(pool_starts) and (ends[last] - pool_starts[first]) * len(a) <= MAX_COSINES:
+            last += 1
+        span = slice(int(pool_starts[first]), int(ends[last - 1]))
+        starts = pool_starts[first:last] - pool_starts[first]
+        cosines = a @ b[span].T
+        forth = np.maximum.reduceat(cosines, starts, axis=1) * target_weights[:, None]
+        back = np.maximum.reduceat(cosines, target_starts, axis=0) * pool_weights[span]
+        answered = np.add.reduceat(pool_weights[span], starts)
+        found[:, first:last] = np.add.reduceat(forth, target_starts, axis=0) / asked / 2
+        found[:, first:last] += np.add.reduceat(back, starts, axis=1) / answered / 2
+        first = last
+    return found
 
 
 def unit_rows(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
@@ -152,6 +199,41 @@ def diversify(
         chosen.append(int(order_by(np.where(np.isfinite(value), value, -1e9))[0]))
         nearest = np.maximum(nearest, similarity[chosen[-1]])
     return chosen
+
+
+def fisher_similarity(a: Float[Array, "d"], b: Float[Array, "d"]) -> float:
+    """Return how alike the Fisher information of two tasks is: cos(a / (a + b), b / (a + b)); 1 for equal ones.
+
+    The quotients keep the few weights with much information from deciding alone; weights that neither task reads are
+    left out.
+
+    Source: Achille et al. (2019), Task2Vec, section 4: one less its symmetric distance.
+    """
+    total = a + b
+    read = total > 0
+    if not read.any():
+        return 0.0
+    return float(cosine_pairs((a[read] / total[read])[None], (b[read] / total[read])[None])[0, 0])
+
+
+def principal_plane(vectors: Float[Array, "n d"]) -> tuple[Float[Array, "n 2"], float]:
+    """Project vectors on the plane in which they spread most.
+
+    Args:
+        vectors: n vectors; each axis of the plane is turned so that its largest entry by size is above zero.
+
+    Returns:
+        The coordinates about their mean, and the share of the variance that lies in the plane.
+
+    Source: Pearson (1901), principal components.
+    """
+    centred = vectors - vectors.mean(axis=0)
+    values, axes = np.linalg.eigh(centred.T @ centred)
+    plane = np.zeros((vectors.shape[1], 2))
+    plane[:, : min(2, len(values))] = axes[:, ::-1][:, :2]
+    plane *= np.where(plane[np.abs(plane).argmax(axis=0), [0, 1]] < 0, -1, 1)
+    total = float(values.sum())
+    return np.asarray(centred @ plane), float(values[-2:].sum()) / total if total > 0 else 1.0
 
 
 # ---- measures

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +26,14 @@ from polyloom.methods.select.lexical import (
     latent_project,
     latent_vectors,
 )
-from polyloom.methods.select.method import Aggregation, aggregate, cosine_pairs, fuse, order_by
+from polyloom.methods.select.method import Aggregation, aggregate, cosine_pairs, fuse, max_sim, order_by
+
+if TYPE_CHECKING:
+    from polyloom.methods.select.encoder import Encoder
 
 LATENT = "latent"
+LATE, IDF = "late:", "idf:"
+TOKEN_WISE = (LATE, IDF)
 DEFAULT_SCORERS = ("tfidf", "char", "bm25")
 Floats = NDArray[np.float32]
 
@@ -75,8 +81,8 @@ def score_pool(
     Args:
         target: m cleaned instructions.
         pool: the tasks.
-        scorers: `tfidf`, `char`, `bm25`, `latent`, `minilm`, or a model folder or hub id each; several are fused by
-            reciprocal ranks.
+        scorers: `tfidf`, `char`, `bm25`, `latent`, `minilm`, or a model folder or hub id each; `late:` before one
+            compares token states (MaxSim), `idf:` weights rare tokens more; several are fused by reciprocal ranks.
         how: the aggregation over instruction pairs.
         cache: folder of cached embeddings and indexes; None computes all.
         head: an aligned head (`polyloom select align`), put on the encoder that it was made for.
@@ -106,10 +112,38 @@ def pair_scores(
         own = head_for(name, head)
         latent = read_latent(own) if own else latent_vectors(texts)
         return cosine_pairs(*(latent_project(part, *latent) for part in (target, texts)))
+    if name.startswith(TOKEN_WISE):
+        return token_scores(name, target, texts, found, cache)
     vectors = encode_texts(name, [*target, *texts], found, cache)
     if own := head_for(name, head):
         vectors = vectors @ read_head(own, vectors.shape[1])
     return cosine_pairs(vectors[: len(target)], vectors[len(target) :])
+
+
+def token_scores(name: str, target: Sequence[str], texts: Sequence[str], found: Scored, cache: Path | None) -> Floats:
+    """Return s_ij from the states of single tokens: by late interaction, or as cosines of IDF-weighted means.
+
+    A token's weight is ln((1 + N) / (1 + df)) + 1 over the N instructions of the pool.
+    """
+    from polyloom.methods.select.encoder import cached_states, open_encoder
+
+    encoder = open_encoder(name.partition(":")[2])
+    every = [*target, *texts]
+    states, num_encoded = cached_states(encoder.fingerprint, every, encoder.encode_tokens, cache)
+    tokens = encoder.token_ids(every)
+    df = Counter(token for row in tokens[len(target) :] for token in set(row))
+    weights = [np.log((1 + len(texts)) / (1 + np.array([df[token] for token in row]))) + 1 for row in tokens]
+    found.num_encoded += num_encoded
+    found.notes += [*encoder.notes, *cut_note(encoder, every)]
+    if name.startswith(IDF):
+        means = np.stack([w.astype(np.float32) @ x / w.sum() for w, x in zip(weights, states, strict=True)])
+        return cosine_pairs(means[: len(target)], means[len(target) :])
+    sides = []
+    for part in (slice(None, len(target)), slice(len(target), None)):
+        starts = np.cumsum([0, *(len(one) for one in states[part])][:-1])
+        sides.append((np.concatenate(states[part]), starts, np.concatenate(weights[part]).astype(np.float32)))
+    (asked, asked_starts, asked_weights), (held, held_starts, held_weights) = sides
+    return max_sim(asked, asked_starts, held, held_starts, asked_weights, held_weights)
 
 
 def encode_texts(name: str, texts: Sequence[str], found: Scored, cache: Path | None) -> Floats:
@@ -120,19 +154,25 @@ def encode_texts(name: str, texts: Sequence[str], found: Scored, cache: Path | N
     vectors, num_encoded = cached_vectors(encoder.fingerprint, texts, encoder.encode, cache)
     found.num_encoded += num_encoded
     found.notes += encoder.notes
-    if encoder.truncated:
-        longest = max(encoder.truncated.values())
-        share = len(encoder.truncated) / len(set(texts))
-        found.notes.append(
-            f"{share:.1%} of the instructions are longer than the encoder's {encoder.max_tokens} tokens and are cut; "
-            f"the longest has {longest}."
-        )
+    found.notes += cut_note(encoder, texts)
     return vectors
+
+
+def cut_note(encoder: Encoder, texts: Sequence[str]) -> list[str]:
+    """Say which share of the texts is longer than the encoder takes, where any is."""
+    if not encoder.truncated:
+        return []
+    longest = max(encoder.truncated.values())
+    share = len(encoder.truncated) / len(set(texts))
+    return [
+        f"{share:.1%} of the instructions are longer than the encoder's {encoder.max_tokens} tokens and are cut; "
+        f"the longest has {longest}."
+    ]
 
 
 def head_for(name: str, head: Path | None) -> Path | None:
     """Return the head where it was made for this scorer: the latent encoder, or a sentence encoder; else None."""
-    if head is None or name in LEXICAL:
+    if head is None or name in LEXICAL or name.startswith(TOKEN_WISE):
         return None
     return head if ("projection" in _head_tensors(head)) == (name == LATENT) else None
 

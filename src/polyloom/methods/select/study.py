@@ -1,10 +1,9 @@
-"""The verbs `rank`, `explain` and `stability`."""
+"""The verb `rank`, and what the other verbs share with it: scoring a pool, tables, measured transfers."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import resource
 import sys
 import time
@@ -16,32 +15,28 @@ from typing import Any
 import numpy as np
 
 from polyloom.core.errors import UserError
-from polyloom.core.files import read_text, write_json, write_text
-from polyloom.core.result import Artifact, Result, Scalar, Series, Table
-from polyloom.core.seeding import numpy_generator, python_random
-from polyloom.methods.select.config import ExplainConfig, RankConfig, StabilityConfig
-from polyloom.methods.select.data import MAX_EXAMPLES, Pool, sample_examples
-from polyloom.methods.select.lexical import LEXICAL, Lexical, build_index
+from polyloom.core.files import read_text
+from polyloom.core.result import Result, Scalar, Series, Table
+from polyloom.core.seeding import numpy_generator
+from polyloom.methods.select.choice import Choice, write_selection
+from polyloom.methods.select.config import RankConfig
+from polyloom.methods.select.data import MAX_EXAMPLES, Pool
 from polyloom.methods.select.method import (
     aggregate,
-    diversify,
-    fuse,
-    jaccard,
     kendall_tau,
     mix_prior,
-    order_by,
     overlap,
     popularity,
     ranks_of,
 )
 from polyloom.methods.select.scoring import Scored, cache_folder, nearness_of, rank_ids, score_pool
-from polyloom.methods.select.target import Target, language_notes, resolve, without_source
+from polyloom.methods.select.target import FEW_EXAMPLES, Target, language_notes, resolve, without_source
 from polyloom.runs.folder import Run
 
 SHOWN_ROWS = 20
 SHOWN_CHARACTERS = 140
 NULL_TASKS = 10
-MIXTURE_TEMPERATURE = 0.1
+PROBED_EXAMPLES = 80
 INSTRUCTIONS_ALONE = (
     "Instructions alone predict transfer only weakly; a measured gain (--transfers), where you have one, tells more."
 )
@@ -61,66 +56,112 @@ def run_rank(config: RankConfig, run: Run) -> Result:
         UserError: the pool or the target cannot be read or compared.
     """
     started = time.process_time()
-    target, pool = resolve(config, min(config.num_examples, MAX_EXAMPLES))
+    target, pool = resolve(config, _num_read(config))
     if config.exclude_same_source:
         pool = without_source(pool, target)
     found = score(config, target, pool)
-    scores = found.fused
     notes = [*pool.notes, *found.notes, *language_notes(target, pool, config.scorers)]
-    if config.transfers:
-        gains = read_transfers(config.transfers)
-        cache = cache_folder(config.cache)
-        near = nearness_of(target.instructions, pool, list(gains), config.scorers[0], cache)
-        prior = popularity(gains, target.name, pool.ids, near if config.prior == "pivots" else None)
-        if not np.isfinite(prior).any():
-            raise UserError("measures no task of the pool.", where=config.transfers, hint="Its sources are task ids.")
-        scores = mix_prior(scores, prior, config.prior_weight)
-        notes.append(f"{int(np.isfinite(prior).sum())} of {len(pool.tasks)} tasks have a measured prior.")
-    order = order_by(scores)
-    chosen = [int(i) for i in order[: config.k]]
-    if config.diversify:
-        chosen = diversify(scores, _task_similarity(pool), config.k)
+    scores = _with_prior(config, target, pool, found, notes) if config.transfers else found.fused
     if config.k > len(pool.tasks):
         notes.append(f"k = {config.k} is more than the pool holds: all {len(pool.tasks)} tasks are returned.")
     seconds = time.process_time() - started
-    artifacts = _write_selection(config, run, pool, scores, order, chosen)
-    same = [pool.tasks[i].id for i in chosen if target.source and pool.tasks[i].source == target.source]
+    shown = {"ranking_cpu_seconds": Scalar(value=round(seconds, 3), unit="s")}
+    choice = Choice.first(config, pool, scores)
+    tables: dict[str, Table] = {}
+    series = _rank_series(pool, scores, choice.order)
+    verdicts: list[str] = []
+    if config.rerank or config.num_probes:
+        choice = _look_at_examples(config, run, target, pool, choice, (shown, tables, series, verdicts, notes))
+    artifacts = write_selection(config, run, target, pool, scores, choice, notes)
+    same = [pool.tasks[i].id for i in choice.chosen if target.source and pool.tasks[i].source == target.source]
     if same:
         notes.append(f"{len(same)} chosen tasks are of the target's own data set ({target.source}): {', '.join(same)}.")
     above, limit = _above_null(config, pool, found)
-    names = [pool.tasks[i].id for i in chosen]
-    gap = float(scores[order[len(chosen) - 1]] - scores[order[len(chosen)]]) if len(chosen) < len(order) else None
+    names = [pool.tasks[i].id for i in choice.chosen]
     return run.result(
         scalars={
             "num_tasks": Scalar(value=len(pool.tasks)),
             "num_instructions": Scalar(value=len(pool.texts)),
             "num_target_instructions": Scalar(value=len(target.instructions)),
-            "num_chosen": Scalar(value=len(chosen)),
+            "num_chosen": Scalar(value=len(choice.chosen)),
             "num_encoded": Scalar(value=found.num_encoded),
-            "gap_after_k": Scalar(value=gap),
+            **choice.gaps(),
             "num_above_null": Scalar(value=above),
             "null_limit": Scalar(value=limit),
-            "ranking_cpu_seconds": Scalar(value=round(seconds, 3), unit="s"),
+            **shown,
             "peak_memory": Scalar(value=round(peak_megabytes(), 1), unit="MB"),
             **agreement(found, pool.ids, config.k),
         },
-        tables={"ranking": ranking_table(target, pool, found, scores, order, set(chosen))},
-        series=_rank_series(pool, scores, order),
+        tables={"ranking": ranking_table(target, pool, found, scores, choice.order, set(choice.chosen)), **tables},
+        series=series,
         artifacts=artifacts,
         verdicts=[
-            f"Of {len(pool.tasks)} tasks, {', '.join(names[:SHOWN_ROWS])} are nearest to {target.name!r} "
-            f"({' + '.join(found.names)}, {config.aggregation}).",
+            f"Of {len(pool.tasks)} tasks, {', '.join(names[:SHOWN_ROWS])} are "
+            + ("chosen for" if config.rerank else "nearest to")
+            + f" {target.name!r} ({' + '.join([*found.names, *filter(None, [config.rerank])])}, {config.aggregation}).",
             f"{above} tasks are nearer than 99 % of random pairs of tasks"
             + (" of different categories." if len({task.category for task in pool.tasks}) > 1 else "."),
+            *verdicts,
         ],
         limitations=[*notes, INSTRUCTIONS_ALONE],
     )
 
 
+def _num_read(config: RankConfig) -> int:
+    """Return how many examples of each task the options need.
+
+    Raises:
+        UserError: a way to pick examples is given, and not how many.
+    """
+    if config.pick == "weighted" and not config.num_examples:
+        raise UserError("needs --num-examples.", where="--pick weighted", hint="Say how many of each chosen task.")
+    if config.pick == "weighted":
+        return MAX_EXAMPLES
+    few = PROBED_EXAMPLES if config.num_probes else FEW_EXAMPLES if config.rerank else 0
+    return max(few, min(config.num_examples, MAX_EXAMPLES))
+
+
+def _with_prior(config: RankConfig, target: Target, pool: Pool, found: Scored, notes: list[str]) -> np.ndarray:
+    """Return the scores with measured gains mixed in."""
+    gains = read_transfers(str(config.transfers))
+    near = nearness_of(target.compared, pool, list(gains), config.scorers[0], cache_folder(config.cache))
+    prior = popularity(gains, target.name, pool.ids, near if config.prior == "pivots" else None)
+    if not np.isfinite(prior).any():
+        raise UserError("measures no task of the pool.", where=str(config.transfers), hint="Its sources are task ids.")
+    notes.append(f"{int(np.isfinite(prior).sum())} of {len(pool.tasks)} tasks have a measured prior.")
+    return mix_prior(found.fused, prior, config.prior_weight)
+
+
+Shown = tuple[dict[str, Scalar], dict[str, Table], dict[str, Series], list[str], list[str]]
+
+
+def _look_at_examples(config: RankConfig, run: Run, target: Target, pool: Pool, choice: Choice, shown: Shown) -> Choice:
+    """Return the choice of the second stage, and add what it and the probes say to what is shown."""
+    from polyloom.methods.select.reranking import SMALL, probe, second_stage
+
+    scalars, tables, series, verdicts, notes = shown
+    if config.rerank:
+        stage = second_stage(config, run, target, pool, [int(i) for i in choice.order])
+        choice = Choice.among(config, pool, choice.order, stage.places, stage.values)
+        scalars |= stage.scalars
+        tables |= stage.tables
+        series |= stage.series
+        verdicts.append(stage.verdict)
+    if config.num_probes:
+        more, tables["probes"], verdict = probe(
+            config, run, target, pool, [int(i) for i in choice.order], choice.chosen
+        )
+        scalars |= more
+        verdicts.append(verdict)
+    if config.model == "tiny":
+        notes.append(SMALL)
+    return choice
+
+
 def score(config: Any, target: Target, pool: Pool) -> Scored:
     """Score a pool as a configuration with scorers, aggregation, cache and head says."""
     return score_pool(
-        target.instructions,
+        target.compared,
         pool,
         config.scorers,
         config.aggregation,
@@ -228,44 +269,6 @@ def _above_null(config: RankConfig, pool: Pool, found: Scored) -> tuple[int, flo
     return int((found.scores[0] > limit).sum()), limit
 
 
-def _task_similarity(pool: Pool) -> np.ndarray:
-    """Return cosines of the tasks' mean TF-IDF vectors, each task told by its first instruction."""
-    first = [task.instructions[0] for task in pool.tasks]
-    if len(first) > 3000:
-        raise UserError("takes at most 3,000 tasks.", where="--diversify", hint="Drop the option.")
-    return build_index(first, "tfidf").score_all(first)
-
-
-def _write_selection(
-    config: RankConfig, run: Run, pool: Pool, scores: np.ndarray, order: np.ndarray, chosen: Sequence[int]
-) -> dict[str, Artifact]:
-    """Write the whole ranking, the mixture of the chosen tasks, and their examples where asked for."""
-    ranking = [{"task": pool.tasks[i].id, "score": float(scores[i])} for i in order]
-    write_json(run.artifact("ranking.json"), ranking)
-    values = np.array([scores[i] for i in chosen])
-    weights = np.exp((values - values.max()) / (MIXTURE_TEMPERATURE * max(float(np.ptp(scores)), 1e-9)))
-    sizes = np.array([min(len(pool.tasks[i].examples), MAX_EXAMPLES) or 1 for i in chosen])
-    weights = weights * sizes / (weights * sizes).sum()
-    mixture = {pool.tasks[i].id: round(float(weight), 6) for i, weight in zip(chosen, weights, strict=True)}
-    write_json(run.artifact("mixture.json"), {"dataset_lists": list(mixture), "weights": mixture})
-    artifacts = {
-        "ranking": Artifact(path="artifacts/ranking.json", media_type="application/json", description="All tasks."),
-        "mixture": Artifact(
-            path="artifacts/mixture.json", media_type="application/json", description="Chosen tasks and their weights."
-        ),
-    }
-    if config.num_examples:
-        if not any(pool.tasks[i].examples for i in chosen):
-            raise UserError("the chosen tasks have no examples.", where="--num-examples", hint="Drop the option.")
-        rows = sample_examples(pool, chosen, config.num_examples * len(chosen), config.seed)
-        lines = [json.dumps({"instruction": a, "input": b, "output": c}, ensure_ascii=False) for a, b, c in rows]
-        write_text(run.artifact("subset.jsonl"), "\n".join(lines) + "\n")
-        artifacts["subset"] = Artifact(
-            path="artifacts/subset.jsonl", media_type="application/jsonl", description="Training examples."
-        )
-    return artifacts
-
-
 def read_transfers(path: str) -> dict[str, dict[str, float]]:
     """Read measured gains: a CSV with source, target and gain. Returns target -> source -> gain.
 
@@ -288,183 +291,3 @@ def read_transfers(path: str) -> dict[str, dict[str, float]]:
     if not gains:
         raise UserError("holds no gain.", where=path)
     return gains
-
-
-def run_explain(config: ExplainConfig, run: Run) -> Result:
-    """Say why the chosen tasks were chosen: deciding pairs, shared terms, and the ranking without each wording.
-
-    Args:
-        config: pool, target, scorers and k.
-        run: the run.
-    """
-    target, pool = resolve(config)
-    found = score(config, target, pool)
-    ids, owners = pool.ids, np.array(pool.owners)
-    order = order_by(found.fused)
-    chosen = [int(i) for i in order[: config.k]]
-    kind: Lexical = next((name for name in LEXICAL if name in found.names), "tfidf")
-    index = build_index(pool.texts, kind)
-    rows: list[list[Any]] = []
-    for number in chosen:
-        places = np.flatnonzero(owners == number)
-        best = found.pairs[0][:, places]
-        row, column = np.unravel_index(int(best.argmax()), best.shape)
-        asked, answered = target.instructions[int(row)], pool.texts[int(places[int(column)])]
-        shared = ", ".join(f"{name} {share:.2f}" for name, share in index.shared_terms(asked, answered))
-        rows.append([ids[number], float(best.max()), shorten(asked), shorten(answered), shared])
-    drops = leave_one_out(found, owners, len(ids), config)
-    top = [ids[i] for i in chosen]
-    lost = [
-        (text, [ids[i] for i in order_by(scores)[: config.k]])
-        for text, scores in zip(target.instructions, drops, strict=True)
-    ]
-    changes: list[list[Any]] = [
-        [shorten(text), jaccard(top, other), ", ".join(sorted(set(top) - set(other))) or "none"] for text, other in lost
-    ]
-    categories: dict[str, int] = {}
-    for number in chosen:
-        name = pool.tasks[number].category or "(none)"
-        categories[name] = categories.get(name, 0) + 1
-    least = min((row[1] for row in changes), default=1.0)
-    first = rows[0]
-    tables = {
-        "pairs": Table(
-            columns=["task", "score", "target's wording", "its nearest wording", f"shared terms ({kind})"],
-            rows=rows,
-            title="The pair of wordings that decides for each chosen task",
-        ),
-        "categories": Table(columns=["category", "chosen"], rows=[[a, b] for a, b in categories.items()]),
-    }
-    if len(target.instructions) > 1:
-        tables["without"] = Table(
-            columns=["left-out wording", "Jaccard of the first k", "tasks that drop out"],
-            rows=changes,
-            title="The selection without each of the target's wordings",
-        )
-    return run.result(
-        scalars={
-            "num_tasks": Scalar(value=len(ids)),
-            "least_leave_one_out_jaccard": Scalar(value=least if len(changes) > 1 else None),
-        },
-        tables=tables,
-        series={
-            "chosen categories": Series(
-                x=[float(i) for i in range(len(categories))],
-                y=[float(value) for value in categories.values()],
-                x_names=list(categories),
-                kind="bar",
-                x_label="category",
-                y_label="chosen tasks",
-            )
-        },
-        verdicts=[
-            f"{first[0]} comes first because {first[2]!r} is near {first[3]!r}; shared: {first[4] or 'no term'}.",
-            _leave_out_verdict(changes, least),
-        ],
-        limitations=[*pool.notes, *found.notes, INSTRUCTIONS_ALONE],
-    )
-
-
-def _leave_out_verdict(changes: Sequence[Sequence[Any]], least: float) -> str:
-    if len(changes) < 2:
-        return "The target has one wording, so none can be left out; give more with --target."
-    if least == 1.0:
-        return "No single wording of the target decides the selection."
-    worst = min(changes, key=lambda row: row[1])
-    return f"Without {worst[0]!r} the selection keeps a Jaccard of {least:.2f}."
-
-
-def leave_one_out(found: Scored, owners: np.ndarray, num_tasks: int, config: Any) -> list[np.ndarray]:
-    """Return the fused scores without each of the target's wordings (with all of them where there is one)."""
-    m = len(found.pairs[0])
-    return [
-        subset_scores(found, [i for i in range(m) if i != out or m == 1], owners, num_tasks, config) for out in range(m)
-    ]
-
-
-def subset_scores(
-    found: Scored,
-    rows: Sequence[int],
-    owners: np.ndarray,
-    num_tasks: int,
-    config: Any,
-    columns: np.ndarray | None = None,
-) -> np.ndarray:
-    """Return fused scores from some of the wordings of target (`rows`) and pool (`columns`) alone."""
-    kept = np.arange(len(owners)) if columns is None else columns
-    scores = [
-        aggregate(pairs[list(rows)][:, kept], owners[kept], num_tasks, config.aggregation) for pairs in found.pairs
-    ]
-    return scores[0] if len(scores) == 1 else fuse(scores)
-
-
-def run_stability(config: StabilityConfig, run: Run) -> Result:
-    """Measure how much of the selection stays when a random half of all wordings is dropped.
-
-    Args:
-        config: pool, target, scorers, k and how many halves to try.
-        run: the run.
-    """
-    target, pool = resolve(config)
-    found = score(config, target, pool)
-    ids, owners = pool.ids, np.array(pool.owners)
-    top = rank_ids(found.fused, ids)[: config.k]
-    kept_counts = dict.fromkeys(ids, 0)
-    values = []
-    m = len(target.instructions)
-    for number in range(config.num_drops):
-        rng = python_random(config.seed, "drop", number)
-        rows = sorted(rng.sample(range(m), max(1, m // 2)))
-        columns = _half(owners, rng)
-        other = rank_ids(subset_scores(found, rows, owners, len(ids), config, columns), ids)[: config.k]
-        values.append(jaccard(top, other))
-        for name in other:
-            kept_counts[name] += 1
-    low, high = (float(np.quantile(values, q)) for q in (0.025, 0.975))
-    single = m == 1 and len(set(owners.tolist())) == len(owners)
-    rows_out: list[list[Any]] = [
-        [name, name in top, kept_counts[name] / config.num_drops]
-        for name in sorted(kept_counts, key=lambda name: (-kept_counts[name], name))[:SHOWN_ROWS]
-    ]
-    mean = float(np.mean(values))
-    notes = ["Every task and the target have one wording each: there is nothing to drop."] if single else []
-    shaky = [name for name in top if kept_counts[name] < 0.5 * config.num_drops]
-    return run.result(
-        scalars={
-            "jaccard": Scalar(value=mean, low=low, high=high),
-            "least_jaccard": Scalar(value=float(min(values))),
-            "num_unstable": Scalar(value=len(shaky)),
-        },
-        tables={
-            "tasks": Table(
-                columns=["task", "chosen with all wordings", "share of halves that choose it"],
-                rows=rows_out,
-                title=f"{config.num_drops} random halves of the wordings",
-            )
-        },
-        series={
-            "kept": Series(
-                x=[float(i) for i in range(len(rows_out))],
-                y=[float(row[2]) for row in rows_out],
-                x_names=[str(row[0]) for row in rows_out],
-                kind="bar",
-                x_label="task",
-                y_label="share of halves that choose it",
-            )
-        },
-        verdicts=[
-            f"Half of the wordings choose with a Jaccard of {mean:.2f} [{low:.2f}, {high:.2f}] to the choice of all; "
-            + (f"in less than half of the draws: {', '.join(shaky)}." if shaky else "every chosen task stays in most.")
-        ],
-        limitations=[*pool.notes, *found.notes, *notes],
-    )
-
-
-def _half(owners: np.ndarray, rng: Any) -> np.ndarray:
-    """Return a random half of every task's instructions, one at least."""
-    kept: list[int] = []
-    starts = np.flatnonzero(np.r_[True, owners[1:] != owners[:-1]])
-    for start, stop in zip(starts, [*starts[1:], len(owners)], strict=True):
-        size = int(stop - start)
-        kept += [int(start) + i for i in sorted(rng.sample(range(size), max(1, size // 2)))]
-    return np.array(kept)

@@ -13,15 +13,13 @@ import numpy as np
 from polyloom.core.errors import UserError
 from polyloom.core.result import Artifact, Result, Scalar
 from polyloom.data.world import NOTICE
-from polyloom.methods.select.baselines import gradient_similarity, instance_votes
+from polyloom.methods.select.baselines import instance_votes
 from polyloom.methods.select.config import TuneConfig
 from polyloom.methods.select.data import Pair, Pool, read_rows
+from polyloom.methods.select.gradients import gradient_similarity
 from polyloom.methods.select.lab import (
     BY_DESIGN,
-    MODEL_LR,
-    TINY_LR,
     Job,
-    Learner,
     arm_scalars,
     arm_series,
     arm_table,
@@ -29,23 +27,20 @@ from polyloom.methods.select.lab import (
     mixtures,
     run_jobs,
     study_verdicts,
-    train_config,
     true_relatedness,
-    with_examples,
     world_test,
 )
+from polyloom.methods.select.learner import Learner, make_learner, with_examples
 from polyloom.methods.select.method import order_by
 from polyloom.methods.select.study import ranking_table, score
 from polyloom.methods.select.target import Target, resolve
 from polyloom.methods.select.tuning import (
     TestItem,
     leaked_items,
-    pool_tokenizer,
     read_test,
     tune_arm,
 )
 from polyloom.models.device import pin_threads
-from polyloom.models.load import load_tokenizer
 from polyloom.runs.folder import Run
 
 
@@ -70,11 +65,7 @@ def run_tune(config: TuneConfig, run: Run) -> Result:
     languages = list(config.languages) if config.pool == "world" else None
     tiny = config.model == "tiny"
     tasks = with_examples(pool, range(len(pool.tasks)), languages, config.seed).tasks if languages else pool.tasks
-    tokenizer = pool_tokenizer(tasks) if tiny else load_tokenizer(config.model)
-    lr = config.lr or (TINY_LR if tiny else MODEL_LR)
-    learner = Learner(
-        config.model, tokenizer, train_config(config.steps, config.batch_size, lr, "muon" if tiny else "adamw")
-    )
+    learner = make_learner(config.model, tasks, config.steps, config.batch_size, config.lr)
     items, few = _tune_test(config, target, learner)
     truth = _truth(config, target, pool)
     chosen = mixtures(config.arms, found, pool, config.k, seeds, truth)
