@@ -11,6 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from polyloom.core.errors import UserError
+from polyloom.models.device import choose_device
 from polyloom.models.load import check_fit, count_parameters, load_model, load_tokenizer, save_model
 from polyloom.models.tiny import build_tiny
 from polyloom.models.tokenizers import train_tokenizer
@@ -49,6 +50,14 @@ def test_the_folder_opens_in_transformers_alone(folder: Path) -> None:
 
 def test_dtype_is_chosen(folder: Path) -> None:
     assert load_model(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_the_device_is_chosen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_model(folder).device == torch.device("cpu")
+    assert load_model(folder, device="auto").device == choose_device()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="sees no cuda device"):
+        load_model(folder, device="cuda")
 
 
 def test_sequence_to_sequence_models_load(tmp_path: Path) -> None:

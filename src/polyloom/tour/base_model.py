@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from polyloom.core.errors import UserError
 from polyloom.core.result import Result, Scalar, Series, Table
 from polyloom.data.text import by_language, read_documents, split_documents
 from polyloom.metrics.language_model import DocumentScore, byte_frequency_scores, gzip_scores, score_documents
 from polyloom.metrics.statistics import Interval, bootstrap_interval
-from polyloom.models.device import autocast, choose_device, pin_threads
+from polyloom.models.device import autocast, pin_threads
 from polyloom.models.load import count_parameters, load_model, load_tokenizer, save_model
 from polyloom.models.tokenizers import compression
 from polyloom.runs.folder import Run
@@ -114,16 +113,14 @@ def measure_model(config: TourConfig, run: Run, material: Material, source: str)
         source: the model's folder or hub id.
     """
     pin_threads()
-    device = choose_device()
-    model = load_model(source)
-    nn.Module.to(model, device)
+    model = load_model(source, device="auto")
     tokenizer = load_tokenizer(source, model)
     rates = compression(tokenizer, material.test)
     rows: list[list[str | int | float | bool | None]] = []
     scores: dict[str, list[list[DocumentScore]]] = {}
     with run.progress("tour: bits per byte", len(material.test)) as advance:
         for language, texts in material.test.items():
-            with autocast(device):
+            with autocast(model.device):
                 own = score_documents(model, tokenizer, texts, window_tokens=WINDOW_TOKENS)
             seen = material.train.get(language, [])
             others = [byte_frequency_scores(seen, texts), gzip_scores(seen, texts)]

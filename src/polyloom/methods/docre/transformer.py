@@ -26,7 +26,7 @@ from polyloom.methods.docre.method import (
     sentence_attention,
 )
 from polyloom.metrics.relations import Prediction
-from polyloom.models.device import DeviceName, choose_device, torch_generator
+from polyloom.models.device import DeviceName, torch_generator
 from polyloom.models.load import load_model, load_tokenizer, save_model
 
 EVIDENCE_THRESHOLD = 0.2
@@ -228,17 +228,15 @@ def load_transformer(folder: Path, device: DeviceName = "auto") -> DocumentModel
     value = read_json(folder / "model.json")
     if value.get("kind") != "docre-transformer":
         raise UserError("is no ATLOP or DREEAM model.", where=str(folder), hint="Give a folder of `docre train`.")
-    encoder = load_model(folder / "encoder", kind="encoder")
+    encoder = load_model(folder / "encoder", kind="encoder", device=device)
     weights = load_file(folder / "head.safetensors")
     head = PairHead(weights["head.weight"].shape[1] // 2, len(value["relations"]), width=len(weights["head.weight"]))
     head.load_state_dict(weights)
-    chosen = choose_device(device)
-    encoder.to(chosen)  # type: ignore[arg-type]
     tokenizer = load_tokenizer(folder / "encoder", encoder)
     return DocumentModel(
         eager(encoder),
         tokenizer,
-        head.to(chosen),
+        head.to(encoder.device),
         value["relations"][1:],
         value["num_layers"],
         value.get("schema_version", 1),

@@ -87,12 +87,10 @@ class FrozenEncoder(nn.Module):
     """
 
     def __init__(self, folder: str) -> None:
-        from polyloom.models.device import choose_device
         from polyloom.models.load import load_model
 
         super().__init__()
-        self.model = [load_model(folder, "encoder")]
-        self.model[0].to(choose_device())  # type: ignore[arg-type]
+        self.model = [load_model(folder, "encoder", device="auto")]
         self.width = int(self.model[0].config.hidden_size)
         self.kept: dict[tuple[int, ...], Tensor] = {}
 

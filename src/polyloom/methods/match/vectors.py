@@ -170,14 +170,14 @@ def distil(folder: Path, texts: Sequence[str], width: int = 256) -> Initial:
     """
     from polyloom.models.load import embedding_rows, load_model
 
-    model = load_model(folder, "encoder")
+    model = load_model(folder, "encoder", device="auto")
     vocabulary = Subwords(tokenizer_of(folder))
     num_tokens = min(len(vocabulary) - NUM_SPECIALS, embedding_rows(model))
     parts = []
     with torch.inference_mode():
         for start in range(0, num_tokens, 512):
-            ids = torch.arange(start, min(start + 512, num_tokens))[:, None]
-            parts.append(model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0])
+            ids = torch.arange(start, min(start + 512, num_tokens), device=model.device)[:, None]
+            parts.append(model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0].cpu())
     table = torch.cat(parts).float().numpy()
     centred = table - table.mean(0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)

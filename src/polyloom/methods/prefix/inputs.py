@@ -17,7 +17,6 @@ from polyloom.core.errors import UserError
 from polyloom.core.files import read_text
 from polyloom.data.dictionaries import language_name
 from polyloom.generation.decode import max_positions
-from polyloom.models.device import choose_device
 from polyloom.models.load import load_model, load_tokenizer, model_kind
 
 TEMPLATES = {
@@ -78,8 +77,7 @@ def load(source: str, option: str, *, trust_remote_code: bool = False) -> Loaded
     if not source:
         raise UserError("needs a model.", where=option, hint="Name a Hugging Face folder or hub id.")
     kind = model_kind(source, trust_remote_code=trust_remote_code)
-    model = load_model(source, kind, trust_remote_code=trust_remote_code)
-    model.to(choose_device())  # type: ignore[arg-type]
+    model = load_model(source, kind, device="auto", trust_remote_code=trust_remote_code)
     return Loaded(model, load_tokenizer(source, model, trust_remote_code=trust_remote_code))
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from polyloom.core.errors import UserError
 from polyloom.core.result import Cell, Result, Scalar, Series, Table
@@ -20,7 +19,7 @@ from polyloom.methods.pretrain.proxies import world_family
 from polyloom.methods.pretrain.searching import FORMS, shifts, transfer_losses
 from polyloom.metrics.language_model import gzip_scores, score_documents
 from polyloom.metrics.statistics import ratio_interval
-from polyloom.models.device import autocast, choose_device, pin_threads
+from polyloom.models.device import autocast, pin_threads
 from polyloom.models.load import load_model, load_tokenizer, save_model
 from polyloom.models.tokenizers import compression
 from polyloom.runs.folder import Run
@@ -142,13 +141,12 @@ def _model(config: PretrainStudyConfig, run: Run, budget: Budget, texts: Texts) 
 
 def _measure(source: str, train_texts: Texts, test_texts: Texts) -> list[dict[str, Any]]:
     """Return, for each language, nats by document of the model and of gzip, sizes, and what the tokenizer does."""
-    model = load_model(Path(source) if Path(source).is_dir() else source)
-    nn.Module.to(model, choose_device())
+    model = load_model(Path(source) if Path(source).is_dir() else source, device="auto")
     tokenizer = load_tokenizer(source, model)
     rates = compression(tokenizer, test_texts)
     rows = []
     for language, texts in test_texts.items():
-        with autocast(choose_device()):
+        with autocast(model.device):
             own = score_documents(model, tokenizer, texts, window_tokens=WINDOW_TOKENS)
         gzip = gzip_scores(train_texts.get(language, []), texts)
         rate = rates[language]

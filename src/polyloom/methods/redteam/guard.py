@@ -119,7 +119,7 @@ def make_defences(target: Target, config: DefendConfig) -> dict[str, Defend]:
     """
     scorer: TextScorer = TrigramScorer(target.victim.tokenizer).fit(target.clean[::2])
     if config.scorer:
-        model = load_model(config.scorer)
+        model = load_model(config.scorer, device=config.device)
         scorer = ModelScorer(model, load_tokenizer(config.scorer, model))
     clean = tuple(target.clean[1::2] or target.clean)
     smooth = SmoothLLM(

@@ -19,7 +19,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polyloom.core.errors import PolyloomError, UserError
 from polyloom.core.files import read_json, sha256_file, write_bytes
-from polyloom.models.device import choose_device
 from polyloom.models.load import load_model, load_tokenizer
 
 MINILM = "minilm"
@@ -57,8 +56,7 @@ class Encoder:
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Return model and tokenizer, loaded on first use."""
         if self._loaded is None:
-            model = load_model(self.source, "encoder")
-            model.to(choose_device())  # type: ignore[arg-type]
+            model = load_model(self.source, "encoder", device="auto")
             self._loaded = model, load_tokenizer(self.source, model)
         return self._loaded
 
@@ -162,7 +160,7 @@ def open_encoder(source: str, max_tokens: int | None = None) -> Encoder:
     path = Path(source)
     if path.is_dir():
         return _open_folder(path, max_tokens)
-    model = load_model(source, "encoder")
+    model = load_model(source, "encoder", device="auto")
     tokenizer = load_tokenizer(source, model)
     length = max_tokens or min(LONGEST, int(getattr(model.config, "max_position_embeddings", LONGEST)))
     revision = str(getattr(model.config, "_commit_hash", None))

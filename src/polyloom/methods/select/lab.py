@@ -35,7 +35,7 @@ from polyloom.methods.select.tuning import (
 )
 from polyloom.methods.select.world_pool import world_examples
 from polyloom.metrics.statistics import Interval, paired_t_interval, t_interval, wilson_interval
-from polyloom.models.device import choose_device, pin_threads
+from polyloom.models.device import pin_threads
 from polyloom.models.load import load_model, model_kind, save_model
 from polyloom.runs.folder import Run
 from polyloom.training.config import TrainConfig
@@ -80,9 +80,7 @@ class Learner:
         """Return the model before tuning."""
         if self.source == "tiny":
             return small_model(len(self.tokenizer), seed)
-        model = load_model(self.source, model_kind(self.source))
-        model.to(choose_device())  # type: ignore[arg-type]
-        return model
+        return load_model(self.source, model_kind(self.source), device="auto")
 
     @property
     def prompt(self) -> Any:

@@ -127,7 +127,7 @@ def _induce(config: TransferDictionaryConfig, pairs: Sequence[Pair]) -> Dictiona
     from polyloom.methods.transfer.vectors import context_vectors
     from polyloom.models.load import load_model, load_tokenizer
 
-    model, tokenizer = load_model(config.model, "encoder"), load_tokenizer(config.model)
+    model, tokenizer = load_model(config.model, "encoder", device="auto"), load_tokenizer(config.model)
     links = align(pairs, lambda texts: context_vectors(model, tokenizer, texts, config.layer), config.method)
     return induce_from_links(pairs, links, options)
 
