@@ -299,7 +299,7 @@ def _errors_by_source(
 
 
 def _scores(model: Model, document: Document) -> Mapping[tuple[int, str, int], float]:
-    return scores_of(model, [document])[0]
+    return scores_of(model, [document])[0].scores
 
 
 def _chosen(documents: Sequence[Document], title: str | None) -> Document:
