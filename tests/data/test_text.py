@@ -56,7 +56,7 @@ def test_another_field(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{", "a.jsonl:2: is not JSON"),
-        ("[]", "a.jsonl:2: has no text under 'text'"),
+        ("[]", "a.jsonl:2: is no JSON object"),
         ('{"txt": "x"}', "a.jsonl:2: has no text under 'text'"),
         ('{"text": 3}', "a.jsonl:2: has no text under 'text'"),
         (r'{"text": "a\ud83d"}', "a.jsonl:2: holds half of a surrogate pair"),

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyloom.core.errors import UserError
+from polyloom.core.files import GZIP_MAGIC
 
 Matrix = NDArray[np.float32]
 Lines = Iterator[tuple[int, bytes]]
-GZIP_MAGIC, BYTE_ORDER_MARK = b"\x1f\x8b", b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Without a line of sizes the most usual width of so many lines counts: a first word may hold blanks.
 NUM_LOOKED_AT = 20
 HINT = "Write a word and its numbers a line, all vectors of one width."

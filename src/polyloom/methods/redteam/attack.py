@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from polyloom.core.files import write_json, write_text
+from polyloom.core.files import json_lines, write_json, write_text
 from polyloom.core.result import Artifact, Result, Scalar, Series, Table
 from polyloom.methods.redteam.config import AttackConfig
-from polyloom.methods.redteam.data import Behaviour, text_hash, write_artefact, write_jsonl
+from polyloom.methods.redteam.data import Behaviour, text_hash, write_artefact
 from polyloom.methods.redteam.defences import PerplexityFilter, TrigramScorer
 from polyloom.methods.redteam.evaluation import Judged, attack_prompts, rate, share, to_attempts
 from polyloom.methods.redteam.keywords import overlap
@@ -334,8 +334,8 @@ def _store(target: Target, attacked: Sequence[Attacked], config: AttackConfig, r
         for one in attacked
         for attempt in to_attempts(one.judged, text_hash(one.found.suffixes[0]), target.victim)
     ]
-    write_text(run.artifact("steps.jsonl"), write_jsonl(steps))
-    write_text(run.artifact("attempts.jsonl"), write_jsonl(attempts))
+    write_text(run.artifact("steps.jsonl"), json_lines(steps))
+    write_text(run.artifact("attempts.jsonl"), json_lines(attempts))
     best = max(attacked, key=lambda one: rate(one.hits("keywords")).value)
     suffix = best.found.suffixes[0] if config.keep_responses else text_hash(best.found.suffixes[0])
     artefact = write_artefact(

@@ -8,12 +8,12 @@ from functools import partial
 import numpy as np
 
 from polyloom.core.errors import Stopped, UserError
-from polyloom.core.files import write_text
+from polyloom.core.files import json_lines, write_text
 from polyloom.core.result import Artifact, Result, Scalar, Series, Table
 from polyloom.methods.redteam.attack import bars, key_of
 from polyloom.methods.redteam.checks import coverage, votes_out_of_order
 from polyloom.methods.redteam.config import AgreeConfig, AttackConfig, JudgeConfig
-from polyloom.methods.redteam.data import Response, read_responses, text_hash, write_jsonl
+from polyloom.methods.redteam.data import Response, read_responses, text_hash
 from polyloom.methods.redteam.evaluation import Judged, as_responses, attack_prompts, rate, share
 from polyloom.methods.redteam.judges import (
     NO_REPLY,
@@ -111,7 +111,7 @@ def run_judge(config: JudgeConfig, run: Run) -> Result:
         | {"verdicts": {name: opinions[i].verdict for name, opinions in judged.opinions.items()}}
         for i, one in enumerate(responses)
     ]
-    write_text(run.artifact("verdicts.jsonl"), write_jsonl(lines))
+    write_text(run.artifact("verdicts.jsonl"), json_lines(lines))
     undecided = sum(judged.verdicts(judge.name).count(None) for judge in judges)
     if len(members) > 1:
         votes = {name: judged.verdicts(name) for name in judged.opinions}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import resource
 import sys
 import time
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from polyloom.core.errors import UserError
-from polyloom.core.files import read_text, write_json, write_text
+from polyloom.core.files import json_lines, read_text, write_json, write_text
 from polyloom.core.result import Artifact, Result, Scalar, Series, Table
 from polyloom.core.seeding import numpy_generator, python_random
 from polyloom.methods.select.config import ExplainConfig, RankConfig, StabilityConfig
@@ -258,8 +257,8 @@ def _write_selection(
         if not any(pool.tasks[i].examples for i in chosen):
             raise UserError("the chosen tasks have no examples.", where="--num-examples", hint="Drop the option.")
         rows = sample_examples(pool, chosen, config.num_examples * len(chosen), config.seed)
-        lines = [json.dumps({"instruction": a, "input": b, "output": c}, ensure_ascii=False) for a, b, c in rows]
-        write_text(run.artifact("subset.jsonl"), "\n".join(lines) + "\n")
+        lines = json_lines({"instruction": a, "input": b, "output": c} for a, b, c in rows)
+        write_text(run.artifact("subset.jsonl"), lines)
         artifacts["subset"] = Artifact(
             path="artifacts/subset.jsonl", media_type="application/jsonl", description="Training examples."
         )
