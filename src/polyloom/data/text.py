@@ -96,6 +96,16 @@ def by_language(documents: Iterable[Document]) -> dict[str, list[str]]:
     return dict(sorted(groups.items()))
 
 
+def first_texts(texts: Sequence[str], num_characters: int) -> list[str]:
+    """Return the first texts up to about `num_characters`, at least one, none much longer than that."""
+    kept: list[str] = []
+    for text in texts:
+        if kept and sum(map(len, kept)) + len(text) > num_characters:
+            break
+        kept.append(text[: 4 * num_characters])
+    return kept
+
+
 def _share(fraction: float, size: int, least: int) -> int:
     return max(1, round(fraction * size)) if fraction > 0 and size >= least else 0
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from polyloom.core.errors import UserError
 from polyloom.core.result import Result, Scalar, Series, Table
-from polyloom.data.text import by_language, read_documents, split_documents
+from polyloom.data.text import by_language, first_texts, read_documents, split_documents
 from polyloom.metrics.language_model import DocumentScore, byte_frequency_scores, gzip_scores, score_documents
 from polyloom.metrics.statistics import Interval, bootstrap_interval
 from polyloom.models.device import autocast, pin_threads
@@ -55,17 +55,7 @@ def gather_text(config: TourConfig) -> Material:
     train_texts, test_texts = by_language(documents["train"]), by_language(documents["test"])
     if not test_texts:
         raise UserError("too little text to hold some back for a test.", where="--text", hint="Give more text.")
-    return Material(train_texts, {k: _cut(v, budget.test_characters) for k, v in test_texts.items()}, [])
-
-
-def _cut(texts: list[str], num_characters: int) -> list[str]:
-    """Return the first texts up to about `num_characters`, at least one."""
-    kept: list[str] = []
-    for text in texts:
-        if kept and sum(map(len, kept)) + len(text) > num_characters:
-            break
-        kept.append(text[: 4 * num_characters])
-    return kept
+    return Material(train_texts, {k: first_texts(v, budget.test_characters) for k, v in test_texts.items()}, [])
 
 
 def prepare_model(config: TourConfig, run: Run, material: Material) -> str:

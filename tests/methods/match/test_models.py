@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import f1_score
 from torch import nn
 from torch.nn import functional
 
@@ -31,7 +31,6 @@ from polyloom.methods.match.models import (
 from polyloom.methods.match.proofs import parameter_counts
 from polyloom.methods.match.scorer import _pattern, words
 from polyloom.methods.match.scores import (
-    auc,
     compare_correlations,
     compare_runs,
     confusion,
@@ -351,8 +350,6 @@ def test_classification_scores_agree_with_scikit_learn() -> None:
     wanted, given_ = rng.integers(0, 3, 200), rng.integers(0, 3, 200)
     counts = confusion([str(x) for x in wanted], [str(x) for x in given_], ["0", "1", "2"])
     assert f1_scores(counts) == pytest.approx(f1_score(wanted, given_, average=None), abs=1e-12)
-    scores, positive = rng.integers(0, 9, 200), rng.integers(0, 2, 200)
-    assert auc(scores, positive) == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
 
 
 def test_the_threshold_is_the_least_that_keeps_the_precision() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from polyloom.core.errors import UserError
 from polyloom.core.result import Cell, Result, Scalar, Series, Table
-from polyloom.data.text import by_language, read_documents, split_documents
+from polyloom.data.text import by_language, first_texts, read_documents, split_documents
 from polyloom.methods.pretrain.config import CoordinateCheckConfig, PredictConfig, PretrainStudyConfig, SearchConfig
 from polyloom.methods.pretrain.coordinates import run_coordinate_check
 from polyloom.methods.pretrain.laws import TARGET_FACTOR
@@ -113,19 +113,13 @@ def _texts(config: PretrainStudyConfig, budget: Budget) -> tuple[Texts, Texts]:
         train_texts = world.text_corpus(config.languages, budget.num_characters, config.seed, "train")
         return train_texts, world.text_corpus(config.languages, budget.test_characters, config.seed, "test")
     documents = split_documents(read_documents(config.text))
-    test = {language: _cut(texts, budget.test_characters) for language, texts in by_language(documents["test"]).items()}
+    test = {
+        language: first_texts(texts, budget.test_characters)
+        for language, texts in by_language(documents["test"]).items()
+    }
     if not test:
         raise UserError("too little text to hold some back for a test.", where="--text", hint="Give more text.")
     return by_language(documents["train"]), test
-
-
-def _cut(texts: list[str], num_characters: int) -> list[str]:
-    kept: list[str] = []
-    for text in texts:
-        if kept and sum(map(len, kept)) + len(text) > num_characters:
-            break
-        kept.append(text[: 4 * num_characters])
-    return kept
 
 
 def _model(config: PretrainStudyConfig, run: Run, budget: Budget, texts: Texts) -> str:
