@@ -163,10 +163,10 @@ def _as_result(
     }
     return run.result(
         scalars={
-            "bits_per_byte": _scalar(own, "bits/byte"),
-            "bits_per_byte_gzip": _scalar(gzip, "bits/byte"),
-            "bits_per_byte_byte_frequencies": _scalar(frequency, "bits/byte"),
-            "gain_over_gzip": _scalar(gain, "bits/byte"),
+            "bits_per_byte": Scalar.of(own, "bits/byte"),
+            "bits_per_byte_gzip": Scalar.of(gzip, "bits/byte"),
+            "bits_per_byte_byte_frequencies": Scalar.of(frequency, "bits/byte"),
+            "gain_over_gzip": Scalar.of(gain, "bits/byte"),
             "num_parameters": Scalar(value=num_parameters),
         },
         tables={"bits_per_byte": Table(columns=columns, rows=rows, title="Bits per byte on held-out text")},
@@ -178,10 +178,6 @@ def _as_result(
 
 def _number(cell: object) -> float | None:
     return float(cell) if isinstance(cell, int | float) else None
-
-
-def _scalar(interval: Interval, unit: str) -> Scalar:
-    return Scalar(value=interval.value, low=interval.low, high=interval.high, unit=unit)
 
 
 def rate(scores: list[DocumentScore], minus: list[DocumentScore] | None = None) -> Interval:

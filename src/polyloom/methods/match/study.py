@@ -185,7 +185,7 @@ def judge(trained: Trained, pairs: Pairs) -> tuple[dict[str, Scalar], dict[str, 
         right = int(np.diag(counts).sum())
         interval = wilson_interval(right, len(given))
         f1 = f1_scores(counts)
-        scalars["accuracy"] = Scalar(value=interval.value, low=interval.low, high=interval.high)
+        scalars["accuracy"] = Scalar.of(interval)
         scalars["macro_f1"] = Scalar(value=float(f1.mean()))
         scalars |= _calibration(trained, pairs, predicted)
         scalars["flip_rate"] = Scalar(value=float((predicted.argmax(1) != turned.argmax(1)).mean()))
@@ -223,7 +223,7 @@ def _correlations(predicted: Any, wanted: Any) -> dict[str, Scalar]:
 
     interval = bootstrap_interval(stacked, rho, method="percentile", num_resamples=500)
     return {
-        "spearman": Scalar(value=interval.value, low=interval.low, high=interval.high),
+        "spearman": Scalar.of(interval),
         "pearson": Scalar(value=pearson(predicted, wanted)[0]),
     }
 

@@ -370,7 +370,7 @@ def _as_result(
     hits = [hit for language in cloze.get(first, {}).values() for hit in language]
     if hits:
         share = wilson_interval(sum(hits), len(hits))
-        scalars["cloze_accuracy"] = Scalar(value=share.value, low=share.low, high=share.high)
+        scalars["cloze_accuracy"] = Scalar.of(share)
         tables["cloze"] = _cloze_table(cloze)
     if config.benchmarks:
         tables["benchmarks"] = benchmark_table(dict(benchmarks))
@@ -386,7 +386,7 @@ def _as_result(
 
 
 def _scalar(interval: Interval) -> Scalar:
-    return Scalar(value=interval.value, low=interval.low, high=interval.high, unit="bits/byte")
+    return Scalar.of(interval, "bits/byte")
 
 
 def _verdicts(

@@ -167,7 +167,7 @@ def _score_reference(found: Dictionary, config: TransferDictionaryConfig) -> _Pa
     same = wilson_interval(score.num_same_form, score.num_known)
     scalars = {
         "precision_at_1": Scalar(value=score.precision, low=interval.low, high=interval.high),
-        "precision_at_1_any_form": Scalar(value=same.value, low=same.low, high=same.high),
+        "precision_at_1_any_form": Scalar.of(same),
         "num_in_reference": Scalar(value=score.num_known),
     }
     wrong = Table(
