@@ -30,18 +30,18 @@ class Record(BaseModel):
 
 
 class Estimate(Protocol):
-    """A value with its interval, such as the statistics give."""
+    """A value with its interval, where there is one, such as the statistics give."""
 
     @property
     def value(self) -> float:
         """The value."""
 
     @property
-    def low(self) -> float:
+    def low(self) -> float | None:
         """Where its interval begins."""
 
     @property
-    def high(self) -> float:
+    def high(self) -> float | None:
         """Where its interval ends."""
 
 

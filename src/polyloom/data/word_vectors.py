@@ -40,7 +40,7 @@ class WordVectors:
     @property
     def width(self) -> int:
         """Numbers of a vector."""
-        return self.matrix.shape[1]
+        return int(self.matrix.shape[1])
 
 
 def read_word_vectors(path: Path, *, wanted: Container[str] | None = None, most: int | None = None) -> WordVectors:
