@@ -1,4 +1,5 @@
 import errno
+import gzip
 import multiprocessing
 import os
 import signal
@@ -70,6 +71,32 @@ def test_absent_and_broken_json_are_refused(tmp_path):
     (tmp_path / "a.json").write_text('{"a":\n 1,}')
     with pytest.raises(UserError, match=r"a\.json:2:\d+: is not JSON"):
         files.read_json(tmp_path / "a.json")
+
+
+VALUES = st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=9) | st.none(), max_size=3)
+
+
+@given(st.lists(VALUES, max_size=5))
+def test_json_lines_round_trip_whatever_separators_their_strings_hold(rows):
+    text = files.json_lines(rows)
+    assert [row for _, row in files.json_rows(text, "a")] == rows
+    assert [n for n, _ in files.json_rows("\n" + text.replace("\n", "\r\n\n"), "a")] == [
+        2 + 2 * i for i in range(len(rows))
+    ]
+
+
+@pytest.mark.parametrize(("text", "message"), [("{}\n\n{", "a:3: is not JSON"), ("[1]", "a:1: is no JSON object")])
+def test_lines_that_are_no_objects_are_named(text, message):
+    with pytest.raises(UserError, match=message):
+        list(files.json_rows(text, "a"))
+
+
+def test_gzip_is_known_by_its_bytes(tmp_path):
+    packed = gzip.compress(b"text" * 99)
+    assert files.unzipped(packed, tmp_path) == b"text" * 99
+    assert files.unzipped(b"text", tmp_path) == b"text"
+    with pytest.raises(UserError, match="is a damaged gzip file"):
+        files.unzipped(packed[:-9], tmp_path)
 
 
 def test_checksum_is_sha256_of_the_bytes(tmp_path):

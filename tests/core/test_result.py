@@ -1,16 +1,22 @@
 import json
+import math
 
 import pytest
 from pydantic import ValidationError
 
 from polyloom.core.errors import UserError
 from polyloom.core.result import Scalar, Series, Table, read_result
+from polyloom.metrics.statistics import Interval
 
 
 def test_numbers_that_are_not_finite_become_null(run):
     result = run.result(scalars={"a": Scalar(value=float("nan"), low=float("-inf"), high=1.0)})
     stored = json.loads(result.model_dump_json())
     assert stored["scalars"]["a"] == {"value": None, "low": None, "high": 1.0, "unit": None}
+
+
+def test_an_interval_becomes_a_figure():
+    assert Scalar.of(Interval(1.0, 0.5, math.nan), "x") == Scalar(value=1.0, low=0.5, high=None, unit="x")
 
 
 def test_tables_are_rectangular_and_series_of_equal_lengths():

@@ -213,7 +213,6 @@ def test_a_remark_that_a_language_has_no_such_word_is_no_translation(tmp_path: P
     assert {head: [one.text for one in own] for head, own in found.entries.items()} == {"be": ["是"]}
 
 
-
 def test_real_wiktionary_through_every_other_format(real_data: Callable[[str], Path], tmp_path: Path) -> None:
     """The same real pairs, written in each format, are read back equal."""
     whole = read_dictionary(real_data("wiktionary") / "en-sv-enwiktionary.txt.gz")

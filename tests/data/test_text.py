@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyloom.core.errors import UserError
-from polyloom.data.text import SPLITS, Document, by_language, read_documents, split_documents
+from polyloom.data.text import SPLITS, Document, by_language, first_texts, read_documents, split_documents
 
 UDHR = """<?xml version="1.0" encoding="UTF-8"?>
 <udhr xml:lang='{language}' xmlns="http://efele.net/udhr">
@@ -56,7 +56,7 @@ def test_another_field(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{", "a.jsonl:2: is not JSON"),
-        ("[]", "a.jsonl:2: has no text under 'text'"),
+        ("[]", "a.jsonl:2: is no JSON object"),
         ('{"txt": "x"}', "a.jsonl:2: has no text under 'text'"),
         ('{"text": 3}', "a.jsonl:2: has no text under 'text'"),
         (r'{"text": "a\ud83d"}', "a.jsonl:2: holds half of a surrogate pair"),
@@ -172,3 +172,9 @@ def test_the_real_shakespeare(real_data: Callable[[str], Path]) -> None:
     documents = read_documents([file])
     assert "\n\n".join(d.text for d in documents) == re.sub(r"\n{2,}", "\n\n", file.read_text().strip())
     assert all(len(d.text) >= 1000 for d in documents[:-1])
+
+
+def test_the_first_texts_fill_a_budget_and_are_never_none() -> None:
+    assert first_texts(["ab", "cd", "e", "f"], 4) == ["ab", "cd"]
+    assert first_texts(["abcdef", "g"], 1) == ["abcd"]
+    assert first_texts([], 4) == []

@@ -3,125 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    BloomConfig,
-    BloomForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from tests import families
 
 VOCABULARY = 260
 BOS, EOS, PAD = 256, 257, 258
-
-
-def _llama() -> PreTrainedModel:
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        pad_token_id=PAD,
-    )
-    return LlamaForCausalLM(config)
-
-
-def _mistral() -> PreTrainedModel:
-    config = MistralConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        sliding_window=8,
-        eos_token_id=EOS,
-        pad_token_id=PAD,
-    )
-    return MistralForCausalLM(config)
-
-
-def _gpt2() -> PreTrainedModel:
-    config = GPT2Config(
-        vocab_size=VOCABULARY,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        n_positions=128,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        pad_token_id=PAD,
-    )
-    return GPT2LMHeadModel(config)
-
-
-def _bloom() -> PreTrainedModel:
-    config = BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, eos_token_id=EOS, pad_token_id=PAD)
-    return BloomForCausalLM(config)
-
-
-def _t5() -> PreTrainedModel:
-    config = T5Config(
-        vocab_size=VOCABULARY,
-        d_model=32,
-        d_kv=8,
-        d_ff=48,
-        num_layers=3,
-        num_decoder_layers=2,
-        num_heads=4,
-        decoder_start_token_id=PAD,
-        eos_token_id=EOS,
-        pad_token_id=PAD,
-    )
-    return T5ForConditionalGeneration(config)
-
-
-def _bart() -> PreTrainedModel:
-    config = BartConfig(
-        vocab_size=VOCABULARY,
-        d_model=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=48,
-        decoder_ffn_dim=48,
-        max_position_embeddings=128,
-        decoder_start_token_id=EOS,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        pad_token_id=PAD,
-        forced_eos_token_id=None,
-    )
-    return BartForConditionalGeneration(config)
-
-
+SPECIAL = {"vocab_size": VOCABULARY, "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
-    "llama": _llama,
-    "mistral": _mistral,
-    "gpt2": _gpt2,
-    "bloom": _bloom,
-    "t5": _t5,
-    "bart": _bart,
+    "llama": partial(families.llama, **SPECIAL),
+    "mistral": partial(families.mistral, **SPECIAL, sliding_window=8),
+    "gpt2": partial(families.gpt2, **SPECIAL),
+    "bloom": partial(families.bloom, **SPECIAL),
+    "t5": partial(families.t5, **SPECIAL, num_layers=3, num_decoder_layers=2, decoder_start_token_id=PAD),
+    "bart": partial(families.bart, **SPECIAL, decoder_start_token_id=EOS),
 }
 CAUSAL = ("llama", "mistral", "gpt2", "bloom")
 ENCODER_DECODER = ("t5", "bart")
@@ -140,12 +40,7 @@ def family() -> Callable[[str], PreTrainedModel]:
     def get(name: str) -> PreTrainedModel:
         if name not in made:
             torch.manual_seed(sum(name.encode()))
-            model = FAMILIES[name]()
-            with torch.no_grad():
-                for key, parameter in model.named_parameters():
-                    if parameter.ndim > 1 and "position" not in key:
-                        parameter.normal_(0, 0.25)
-            made[name] = model.train(False)
+            made[name] = families.sharpened(FAMILIES[name](), sum(name.encode()))
         return made[name]
 
     return get

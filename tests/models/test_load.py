@@ -11,9 +11,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from polyloom.core.errors import UserError
+from polyloom.models.device import choose_device
 from polyloom.models.load import check_fit, count_parameters, load_model, load_tokenizer, save_model
 from polyloom.models.tiny import build_tiny
 from polyloom.models.tokenizers import train_tokenizer
+from tests.families import t5
 
 TOKENS = torch.arange(12).view(1, 12)
 
@@ -51,9 +53,16 @@ def test_dtype_is_chosen(folder: Path) -> None:
     assert load_model(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
+def test_the_device_is_chosen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_model(folder).device == torch.device("cpu")
+    assert load_model(folder, device="auto").device == choose_device()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="sees no cuda device"):
+        load_model(folder, device="cuda")
+
+
 def test_sequence_to_sequence_models_load(tmp_path: Path) -> None:
-    config = transformers.T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    model = transformers.T5ForConditionalGeneration(config)
+    model = t5()
     save_model(model, tmp_path / "t5")
     assert count_parameters(load_model(tmp_path / "t5", "seq2seq")).total == count_parameters(model).total
 

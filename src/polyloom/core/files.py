@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gzip
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from polyloom.core.errors import UserError
 
+GZIP_MAGIC = b"\x1f\x8b"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 ENCODING_HINT = "Save it as UTF-8, or name its encoding where the verb has --encoding."
 
@@ -77,6 +80,20 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"cannot be read ({error.strerror}).", where=str(path), hint="Check the path.") from error
 
 
+def unzipped(data: bytes, path: Path) -> bytes:
+    """Return what a gzip file (dictzip too) holds, and any other file's bytes as they are.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not data.startswith(GZIP_MAGIC):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"is a damaged gzip file ({error}).", where=str(path)) from error
+
+
 def read_text(path: Path, encoding: str = "utf-8") -> str:
     """Read a text file strictly; a byte-order mark is dropped.
 
@@ -118,6 +135,34 @@ def read_json(path: Path, as_object: Callable[[list[tuple[str, Any]]], Any] | No
         return json.loads(read_text(path), object_pairs_hook=as_object)
     except json.JSONDecodeError as error:
         raise UserError(f"is not JSON: {error.msg}.", where=f"{path}:{error.lineno}:{error.colno}") from error
+
+
+def json_rows(text: str, where: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read JSON lines: yield the number of each line that is not empty, and its object.
+
+    Args:
+        text: lines end at line feeds alone; JSON strings may hold every other separator.
+        where: the file, for messages.
+
+    Raises:
+        UserError: a line that is no JSON object (file and line are named).
+    """
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"is not JSON: {error.msg}.", where=f"{where}:{number}") from error
+        if not isinstance(row, dict):
+            hint = "Each line is one object, in braces."
+            raise UserError("is no JSON object.", where=f"{where}:{number}", hint=hint)
+        yield number, row
+
+
+def json_lines(rows: Iterable[Any]) -> str:
+    """Return values as JSON lines."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def sha256_file(path: Path) -> str:

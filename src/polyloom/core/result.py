@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -29,6 +29,22 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Estimate(Protocol):
+    """A value with its interval, where there is one, such as the statistics give."""
+
+    @property
+    def value(self) -> float:
+        """The value."""
+
+    @property
+    def low(self) -> float | None:
+        """Where its interval begins."""
+
+    @property
+    def high(self) -> float | None:
+        """Where its interval ends."""
+
+
 class Scalar(Record):
     """One figure, with its interval where it was sampled and its unit where it has one."""
 
@@ -36,6 +52,11 @@ class Scalar(Record):
     low: Number = None
     high: Number = None
     unit: str | None = None
+
+    @classmethod
+    def of(cls, found: Estimate, unit: str | None = None) -> Scalar:
+        """Return a value with its interval as a figure."""
+        return cls(value=found.value, low=found.low, high=found.high, unit=unit)
 
 
 class Table(Record):

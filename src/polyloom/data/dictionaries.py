@@ -7,10 +7,8 @@ the rest is loaded.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +18,7 @@ from xml.etree import ElementTree
 import regex
 
 from polyloom.core.errors import UserError, closest
-from polyloom.core.files import decode, read_bytes
+from polyloom.core.files import decode, read_bytes, unzipped
 from polyloom.data.senses import labelled_senses, labels_of, split_senses
 from polyloom.data.world.locale_data import section
 
@@ -30,7 +28,6 @@ MAX_HEADWORD_WORDS = 6
 MAX_NAMED_LINES = 20
 # Below this share of found words a dictionary that finds more the other way round is taken for reversed.
 REVERSED_BELOW = 0.05
-GZIP_MAGIC = b"\x1f\x8b"
 BASE64 = {c: i for i, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")}
 # What Wiktionary writes in place of a translation where a language has no such word.
 _NO_WORD = regex.compile(r"(?i:not used in) \p{Lu}")
@@ -214,17 +211,8 @@ def _collect(path: Path, format: str, rows: Iterable[Row]) -> Dictionary:
     return Dictionary(ranked, format, num_rows, tuple(malformed[:MAX_NAMED_LINES]), len(malformed))
 
 
-def _unzipped(data: bytes, path: Path) -> bytes:
-    if not data.startswith(GZIP_MAGIC):
-        return data
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"is a damaged gzip file ({error}).", where=str(path)) from error
-
-
 def _text(path: Path, encoding: str) -> str:
-    return decode(_unzipped(read_bytes(path), path), path, encoding).replace("\r\n", "\n")
+    return decode(unzipped(read_bytes(path), path), path, encoding).replace("\r\n", "\n")
 
 
 def _detect(name: str, text: str) -> str:
@@ -328,7 +316,7 @@ def _read_dictd(path: Path, encoding: str) -> Iterator[Row]:
     body = next((file for file in bodies if file.exists()), None)
     if body is None:
         raise UserError(f"lies without {stem}.dict.dz or {stem}.dict beside it.", where=str(path))
-    data = _unzipped(read_bytes(body), body)
+    data = unzipped(read_bytes(body), body)
     for place, line in _lines(index):
         parts = line.split("\t")
         if parts[0].startswith("00database") or parts[0].startswith("00-database"):

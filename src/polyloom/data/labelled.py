@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polyloom.core.errors import UserError, closest
-from polyloom.core.files import read_text
+from polyloom.core.files import json_rows, read_text
 from polyloom.data.records import OUTSIDE, Example, Examples, Sentence, split_words
 from polyloom.data.treebanks import read_conllu, repair_heads
 
@@ -365,16 +365,8 @@ _PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("text", "text_
 
 
 def _read_jsonl(text: str, path: Path) -> Rows:
-    for index, (where, line) in enumerate(_lines(text, path), start=1):
-        if not line.strip():
-            continue
-        try:
-            row: Any = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"is not JSON: {error.msg}.", where=where) from error
-        if not isinstance(row, dict):
-            raise UserError("is no JSON object.", where=where)
-        yield _record(row, where, str(index))
+    for number, row in json_rows(text, path):
+        yield _record(row, f"{path}:{number}", str(number))
 
 
 def from_record(row: Mapping[str, Any], where: str, name: str = "") -> Example:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from xml.etree import ElementTree
 
 from polyloom.core.errors import UserError
-from polyloom.core.files import read_bytes, read_text
+from polyloom.core.files import json_rows, read_bytes, read_text
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -97,6 +96,16 @@ def by_language(documents: Iterable[Document]) -> dict[str, list[str]]:
     return dict(sorted(groups.items()))
 
 
+def first_texts(texts: Sequence[str], num_characters: int) -> list[str]:
+    """Return the first texts up to about `num_characters`, at least one, none much longer than that."""
+    kept: list[str] = []
+    for text in texts:
+        if kept and sum(map(len, kept)) + len(text) > num_characters:
+            break
+        kept.append(text[: 4 * num_characters])
+    return kept
+
+
 def _share(fraction: float, size: int, least: int) -> int:
     return max(1, round(fraction * size)) if fraction > 0 and size >= least else 0
 
@@ -132,15 +141,8 @@ def _passages(text: str) -> list[str]:
 
 def _read_json_lines(file: Path, text: str, field: str) -> list[Document]:
     documents = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{file}:{number}"
-        try:
-            row: Any = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"is not JSON: {error.msg}.", where=where) from error
-        value = row.get(field) if isinstance(row, dict) else None
+    for number, row in json_rows(text, file):
+        value, where = row.get(field), f"{file}:{number}"
         if not isinstance(value, str):
             raise UserError(f"has no text under {field!r}.", where=where, hint="Each line is an object with that key.")
         # JSON can spell half a character (\ud800), which no encoding can write again.

@@ -23,6 +23,7 @@ from polyloom.generation.sampling import Decoding as Decoding
 from polyloom.generation.sampling import TokenChooser
 from polyloom.generation.steps import Steps, all_kept, supports_steps
 from polyloom.generation.text import TextStream, decode_tokens
+from polyloom.models.padding import pad_rows
 
 FinishReason = Literal["eos", "stop", "length"]
 RESERVED_TOKENS = 256
@@ -215,28 +216,17 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
-def _pad(sequences: list[list[int]], device: torch.device, *, left: bool) -> tuple[Tensor, Tensor]:
-    width = max(len(one) for one in sequences)
-    tokens = torch.zeros(len(sequences), width, dtype=torch.int64)
-    mask = torch.zeros(len(sequences), width, dtype=torch.int64)
-    for row, one in enumerate(sequences):
-        span = slice(width - len(one), width) if left else slice(0, len(one))
-        tokens[row, span] = torch.tensor(one, dtype=torch.int64)
-        mask[row, span] = 1
-    return tokens.to(device), mask.to(device)
-
-
 def _prepare(model: PreTrainedModel, prompts: list[list[int]], prefixes: list[list[int]], rows: list[_Row]) -> _Batch:
     device = model.device
     encoder: dict[str, Any] = {}
     parameters = _parameters(model)
     if model.config.is_encoder_decoder:
-        tokens, encoder_mask = _pad(prompts, device, left=False)
+        tokens, encoder_mask = pad_rows(prompts, device)
         states = model.get_encoder()(input_ids=tokens, attention_mask=encoder_mask, return_dict=True)
         encoder = {"states": states[0], "mask": encoder_mask}
         start = decoder_start(model)
         prompts = [[start, *prefix] for prefix in prefixes]
-    inputs, mask = _pad(prompts, device, left=True)
+    inputs, mask = pad_rows(prompts, device, left=True)
     budget = max(row.settings.max_new_tokens for row in rows)
     cache = new_cache(model, inputs.shape[-1] + min(budget, RESERVED_TOKENS))
     room = torch.ones(len(rows), budget, dtype=mask.dtype, device=device)

@@ -51,10 +51,8 @@ def connect(
             "names no model.", where=spec or "model", hint="Give a folder, a hub id or http://host/v1#name."
         )
     from polyloom.generation.local import LocalChat
-    from polyloom.models.device import choose_device
     from polyloom.models.load import load_model, load_tokenizer
 
-    local = load_model(spec, kind="causal")
-    local.to(choose_device())  # type: ignore[arg-type]
+    local = load_model(spec, kind="causal", device="auto")
     tokenizer = load_tokenizer(spec, local)
     return LocalChat(local, tokenizer, name=spec, batch_size=max_in_flight, seed=seed)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from polyloom.core.errors import UserError
 from polyloom.generation.decode import decoder_start, max_positions
+from polyloom.models.padding import pad_rows
 
 
 def score_continuations(
@@ -60,7 +61,7 @@ def score_continuations(
 @torch.inference_mode()
 def _score(model: PreTrainedModel, pairs: list[tuple[list[int], list[int]]]) -> list[list[float]]:
     # The last token predicts nothing that is asked for. Padding stands behind, where a causal model cannot see it.
-    tokens, mask = _padded([(prompt + continuation)[:-1] for prompt, continuation in pairs], model.device)
+    tokens, mask = pad_rows([(prompt + continuation)[:-1] for prompt, continuation in pairs], model.device)
     logits: Tensor = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
     scores = []
     for row, (prompt, continuation) in enumerate(pairs):
@@ -76,8 +77,8 @@ def _score(model: PreTrainedModel, pairs: list[tuple[list[int], list[int]]]) -> 
 def _score_answers(model: PreTrainedModel, pairs: list[tuple[list[int], list[int]]]) -> list[list[float]]:
     """Score by an encoder-decoder model: prompts through the encoder, answers behind the decoder's start token."""
     start = decoder_start(model)
-    tokens, mask = _padded([prompt for prompt, _ in pairs], model.device)
-    answers, _ = _padded([[start, *continuation[:-1]] for _, continuation in pairs], model.device)
+    tokens, mask = pad_rows([prompt for prompt, _ in pairs], model.device)
+    answers, _ = pad_rows([[start, *continuation[:-1]] for _, continuation in pairs], model.device)
     logits: Tensor = model(input_ids=tokens, attention_mask=mask, decoder_input_ids=answers, use_cache=False).logits
     scores = []
     for row, (_, continuation) in enumerate(pairs):
@@ -86,10 +87,3 @@ def _score_answers(model: PreTrainedModel, pairs: list[tuple[list[int], list[int
         values: list[float] = logprobs.gather(-1, chosen).squeeze(-1).tolist()
         scores.append(values)
     return scores
-
-
-def _padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return rows padded behind with 0, and what of them is real."""
-    width = max(map(len, rows))
-    tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
-    return tokens, torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)

@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from polyloom.core.errors import UserError
 from polyloom.core.files import read_json
+from polyloom.models.device import DeviceName, choose_device
 
 Kind = Literal["causal", "encoder", "seq2seq", "classifier"]
 CLASSES = {
@@ -46,19 +47,27 @@ class ParameterCount:
 
 
 def load_model(
-    source: str | Path, kind: Kind = "causal", *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+    source: str | Path,
+    kind: Kind = "causal",
+    *,
+    device: DeviceName = "cpu",
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a model in evaluation mode.
 
     Args:
         source: a Hugging Face folder, or a hub id. The network is used for a hub id alone.
         kind: `causal` decoder, `encoder` (no head), `seq2seq`, or `classifier` of texts and pairs.
+        device: where to, as `choose_device` takes it.
         dtype: the parameters' type.
         trust_remote_code: run Python code that the checkpoint ships; off unless the user's flag turns it on.
 
     Raises:
-        UserError: not a model, only pickled weights, weights that do not fit `kind`, or code that is not trusted.
+        UserError: not a model, only pickled weights, weights that do not fit `kind`, code that is not trusted, or no
+            such device.
     """
+    chosen = choose_device(device)
     local = _local_folder(source)
     if local:
         _check_folder(local)
@@ -84,7 +93,7 @@ def load_model(
             where=str(source),
             hint="Name a checkpoint that was saved in this form.",
         )
-    result: PreTrainedModel = model.eval()
+    result: PreTrainedModel = model.eval().to(chosen)
     return result
 
 

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from polyloom.core.errors import UserError
 from polyloom.core.result import Result, Scalar, Series, Table
-from polyloom.data.text import by_language, read_documents, split_documents
+from polyloom.data.text import by_language, first_texts, read_documents, split_documents
 from polyloom.metrics.language_model import DocumentScore, byte_frequency_scores, gzip_scores, score_documents
 from polyloom.metrics.statistics import Interval, bootstrap_interval
-from polyloom.models.device import autocast, choose_device, pin_threads
+from polyloom.models.device import autocast, pin_threads
 from polyloom.models.load import count_parameters, load_model, load_tokenizer, save_model
 from polyloom.models.tokenizers import compression
 from polyloom.runs.folder import Run
@@ -56,17 +55,7 @@ def gather_text(config: TourConfig) -> Material:
     train_texts, test_texts = by_language(documents["train"]), by_language(documents["test"])
     if not test_texts:
         raise UserError("too little text to hold some back for a test.", where="--text", hint="Give more text.")
-    return Material(train_texts, {k: _cut(v, budget.test_characters) for k, v in test_texts.items()}, [])
-
-
-def _cut(texts: list[str], num_characters: int) -> list[str]:
-    """Return the first texts up to about `num_characters`, at least one."""
-    kept: list[str] = []
-    for text in texts:
-        if kept and sum(map(len, kept)) + len(text) > num_characters:
-            break
-        kept.append(text[: 4 * num_characters])
-    return kept
+    return Material(train_texts, {k: first_texts(v, budget.test_characters) for k, v in test_texts.items()}, [])
 
 
 def prepare_model(config: TourConfig, run: Run, material: Material) -> str:
@@ -114,16 +103,14 @@ def measure_model(config: TourConfig, run: Run, material: Material, source: str)
         source: the model's folder or hub id.
     """
     pin_threads()
-    device = choose_device()
-    model = load_model(source)
-    nn.Module.to(model, device)
+    model = load_model(source, device="auto")
     tokenizer = load_tokenizer(source, model)
     rates = compression(tokenizer, material.test)
     rows: list[list[str | int | float | bool | None]] = []
     scores: dict[str, list[list[DocumentScore]]] = {}
     with run.progress("tour: bits per byte", len(material.test)) as advance:
         for language, texts in material.test.items():
-            with autocast(device):
+            with autocast(model.device):
                 own = score_documents(model, tokenizer, texts, window_tokens=WINDOW_TOKENS)
             seen = material.train.get(language, [])
             others = [byte_frequency_scores(seen, texts), gzip_scores(seen, texts)]
@@ -176,10 +163,10 @@ def _as_result(
     }
     return run.result(
         scalars={
-            "bits_per_byte": _scalar(own, "bits/byte"),
-            "bits_per_byte_gzip": _scalar(gzip, "bits/byte"),
-            "bits_per_byte_byte_frequencies": _scalar(frequency, "bits/byte"),
-            "gain_over_gzip": _scalar(gain, "bits/byte"),
+            "bits_per_byte": Scalar.of(own, "bits/byte"),
+            "bits_per_byte_gzip": Scalar.of(gzip, "bits/byte"),
+            "bits_per_byte_byte_frequencies": Scalar.of(frequency, "bits/byte"),
+            "gain_over_gzip": Scalar.of(gain, "bits/byte"),
             "num_parameters": Scalar(value=num_parameters),
         },
         tables={"bits_per_byte": Table(columns=columns, rows=rows, title="Bits per byte on held-out text")},
@@ -191,10 +178,6 @@ def _as_result(
 
 def _number(cell: object) -> float | None:
     return float(cell) if isinstance(cell, int | float) else None
-
-
-def _scalar(interval: Interval, unit: str) -> Scalar:
-    return Scalar(value=interval.value, low=interval.low, high=interval.high, unit=unit)
 
 
 def rate(scores: list[DocumentScore], minus: list[DocumentScore] | None = None) -> Interval:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from polyloom.core.errors import UserError
 from polyloom.core.seeding import derive_seed, numpy_generator, python_random
 from polyloom.models.device import DeviceName, choose_device
+from polyloom.models.padding import pad_rows
 from polyloom.training.config import TrainConfig
 from polyloom.training.loop import train
 from polyloom.training.packing import Batch
@@ -125,7 +126,7 @@ def learn_masked(
         order = list(range(len(rows)))
         python_random(seed, "rows", epoch).shuffle(order)
         chosen = [rows[order[(place * BATCH_SIZE + i) % len(order)]] for i in range(BATCH_SIZE)]
-        ids, seen = _padded(chosen, tokenizer.pad_token_id or 0)
+        ids, seen = pad_rows(chosen, filler=tokenizer.pad_token_id or 0)
         hidden, masked = mask_tokens(ids, seen.bool(), int(mask), len(tokenizer), seed, step)
         return {"input_ids": hidden, "attention_mask": seen, "masked": masked}
 
@@ -143,13 +144,3 @@ def learn_masked(
     encoder.to("cpu")  # type: ignore[arg-type]
     assert state.loss is not None
     return state.loss
-
-
-def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Return the rows' ids and which of them are there, both [rows, longest row]."""
-    ids = torch.full((len(rows), max(map(len, rows))), pad)
-    seen = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(list(row))
-        seen[i, : len(row)] = 1
-    return ids, seen

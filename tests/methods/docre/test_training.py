@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from polyloom.core.errors import Stopped
-from polyloom.methods.docre import method
+from polyloom.methods.docre import method, transformer
 from polyloom.methods.docre.annotation_store import AnnotationStore
 from polyloom.methods.docre.annotations import ADJUDICATED, Event
 from polyloom.methods.docre.config import TrainConfig
 from polyloom.methods.docre.data import Document, Triple, gold_facts, load_documents, write_documents
 from polyloom.methods.docre.inputs import make_inputs
 from polyloom.methods.docre.loglinear import LogLinear, Training, predict, train_model
-from polyloom.methods.docre.prediction import add_scores
+from polyloom.methods.docre.prediction import add_scores, summed_scores
 from polyloom.methods.docre.training import Teachers, build_model, loss_of, with_relations
-from polyloom.methods.docre.transformer import all_scores, forward, load_transformer
+from polyloom.methods.docre.transformer import encode, forward, load_transformer, score_all, score_documents
 from polyloom.metrics.relations import score_relations
 from polyloom.runs.folder import Run
 
@@ -79,13 +79,28 @@ def test_text_of_the_domain_is_read_first(cli: Callable[..., Any], tmp_path: Pat
 def test_new_relations_leave_old_scores_as_they_were(documents: list[Document]) -> None:
     model = build_model(documents, TrainConfig(kind="atlop"))
     model.encoder.eval()
-    before = all_scores(model, documents[:1])[0]
+    before = score_all(model, documents[:1])[0].scores
     wider = with_relations(model, ["NEW", model.relations[0]], 0)
-    after = all_scores(wider, documents[:1])[0]
+    after = score_all(wider, documents[:1])[0].scores
     assert wider.relations == [*model.relations, "NEW"]
     assert wider.schema_version == model.schema_version + 1
     assert all(after[fact] == pytest.approx(score, abs=1e-5) for fact, score in before.items())
     assert max(score for fact, score in after.items() if fact[1] == "NEW") < 0
+
+
+def test_scores_and_evidence_of_two_models_come_from_one_pass(
+    documents: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model(documents, TrainConfig(kind="atlop"))
+    kept = score_documents(model, documents[:3])
+    read: list[int] = []
+    monkeypatch.setattr(transformer, "encode", lambda m, batch: read.append(len(batch)) or encode(m, batch))
+    found = summed_scores(model, model, documents[:3])
+    assert read == [3, 3]  # once for each of the two
+    for one, both in zip(kept, found, strict=True):
+        assert one.scores
+        assert all(both.scores[fact] == pytest.approx(2 * score) for fact, score in one.scores.items())
+        assert both.evidence == one.evidence
 
 
 def test_teachers_add_nothing_where_the_student_agrees(documents: list[Document]) -> None:
@@ -204,5 +219,5 @@ def test_order_of_entities_mentions_and_batches_changes_no_logit(documents: list
     assert torch.allclose(alone, padded, atol=1e-5)
     turned = replace(one, entities=tuple(reversed(tuple(tuple(reversed(e)) for e in one.entities))))
     last = len(one.entities) - 1
-    before, after = all_scores(model, [one])[0], all_scores(model, [turned])[0]
+    before, after = score_all(model, [one])[0].scores, score_all(model, [turned])[0].scores
     assert all(after[last - h, r, last - t] == pytest.approx(score, abs=1e-4) for (h, r, t), score in before.items())

@@ -71,7 +71,7 @@ def test_json_lines_of_the_known_kinds_are_read(tmp_path: Path) -> None:
         ("a.jsonl", '{"question": "q", "id": 1}', "has no prompt; found: question, id"),
         ("a.jsonl", "{", "is not JSON"),
         ("a.jsonl", "[]", "is no JSON object"),
-        ("a.jsonl.gz", "plain", "is not gzip"),
+        ("a.jsonl.gz", "plain", "is not JSON"),
         ("a.txt", " \n", "holds no prompt"),
     ],
 )

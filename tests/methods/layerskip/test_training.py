@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from polyloom.core.errors import MissingExtra
 from polyloom.methods.layerskip.data import Tokens, example_batches
@@ -25,6 +24,7 @@ from polyloom.models.exits import exit_parts
 from polyloom.models.load import load_model, save_model
 from polyloom.training.config import TrainConfig
 from polyloom.training.loop import train
+from tests import families
 
 OFF = Skip(0.0, 0.0, "none", 1, "constant")
 
@@ -92,8 +92,7 @@ def test_all_labels_masked_is_counted_and_gives_no_gradient() -> None:
 
 def gpt2() -> Any:
     torch.manual_seed(0)
-    size = {"vocab_size": 40, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
-    return GPT2LMHeadModel(GPT2Config(**size, bos_token_id=1, eos_token_id=2)).eval()
+    return families.gpt2(vocab_size=40, n_layer=3, bos_token_id=1, eos_token_id=2).eval()
 
 
 @pytest.mark.parametrize("make", [model, gpt2])

@@ -9,19 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from polyloom.methods.prefix.experiment import build_llama
 from polyloom.models.load import save_model
 from polyloom.models.tokenizers import train_tokenizer
+from tests import families
+from tests.families import sharpened
 
 TEXT = [
     "Translate the dog to German: der Hund. The cat and the dogs, Hunde und Katzen!",
@@ -65,16 +59,6 @@ def piece_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def sharpened(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """Give weights that make choices vary with the prompt."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.25, generator=generator)
-    return model.train(False)
-
-
 @pytest.fixture(scope="session")
 def base(byte_tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     return sharpened(build_llama(len(byte_tokenizer), 32, 2, 4, 0), 0)
@@ -92,9 +76,7 @@ def tuned(base: PreTrainedModel) -> PreTrainedModel:
 
 @pytest.fixture(scope="session")
 def t5(byte_tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    shape = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
-    special = {"decoder_start_token_id": 0, "eos_token_id": 2, "pad_token_id": 0}
-    return sharpened(T5ForConditionalGeneration(T5Config(vocab_size=len(byte_tokenizer), **shape, **special)), 3)
+    return sharpened(families.t5(vocab_size=len(byte_tokenizer), eos_token_id=2, pad_token_id=0), 3)
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +90,7 @@ def folders(
     """Save base, tuned form, an encoder-decoder, another family, and one with another tokenizer."""
     root = tmp_path_factory.mktemp("models")
     other = train_tokenizer([text.upper() for text in TEXT] * 40, 330)
-    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=len(byte_tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=128))
+    gpt2 = families.gpt2(vocab_size=len(byte_tokenizer), n_layer=1)
     foreign = LlamaForCausalLM(base.config)
     for name, model, tokenizer in (
         ("base", base, byte_tokenizer),

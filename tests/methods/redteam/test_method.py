@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from polyloom.core.errors import UserError
 from polyloom.methods.redteam import method
 from polyloom.methods.redteam.method import Objective
 from polyloom.methods.redteam.sandbox import build_sandbox
 from polyloom.methods.redteam.search import Scorer, Search, Settings, Slot, State, run_search
+from tests import families
 
 KEYWORDS = ((5, 9), (7,), (3, 4, 11, 2))
 DSN = Objective("dsn", "code", 1.0, 1.0, KEYWORDS)
@@ -22,9 +23,7 @@ DSN = Objective("dsn", "code", 1.0, 1.0, KEYWORDS)
 
 def tiny_model(vocabulary: int = 61, seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlamaConfig(vocab_size=vocabulary, num_key_value_heads=2, max_position_embeddings=128, **shape)
-    return LlamaForCausalLM(config).eval()
+    return families.llama(vocab_size=vocabulary).eval()
 
 
 def random_slot(seed: int, before: int = 7, after: int = 3, target: int = 5) -> Slot:
@@ -125,8 +124,7 @@ def test_mellowmax_lies_between_mean_and_maximum() -> None:
 def test_gradient_equals_central_differences(objective: Objective, use_cache: bool) -> None:
     # Llama's norms compute in float32 whatever the weights are; GPT-2's do not.
     torch.manual_seed(0)
-    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=61, **shape)).double().eval()
+    model = families.gpt2().double().eval()
     slot = random_slot(2)
     scorer = Scorer(model, slot, Settings(use_cache=use_cache))
     suffix = torch.tensor([4, 17, 33, 8])

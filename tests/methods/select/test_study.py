@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import T5Config, T5ForConditionalGeneration
 
 import polyloom
 from polyloom.core.errors import PolyloomError, UserError
@@ -54,6 +53,7 @@ from polyloom.models.load import save_model
 from polyloom.models.tiny import EOS_ID, PAD_ID, build_tiny
 from polyloom.models.tokenizers import train_tokenizer
 from polyloom.runs.folder import Run
+from tests.families import t5
 
 VERBS = ("classify", "translate", "count", "sort", "write")
 NOUNS = ("review", "sentence", "number", "list", "question", "city")
@@ -343,18 +343,8 @@ def test_an_encoder_decoder_is_tuned_and_judged_from_its_folder(run: Run, tmp_pa
     test = tmp_path / "test.jsonl"
     test.write_text('{"input": "9", "output": "b", "options": ["b", "c"]}', encoding="utf-8")
     tokenizer = train_tokenizer([f"say {row['output']} {row['input']}" for row in rows], 300)
-    shape = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=32,
-        d_kv=8,
-        d_ff=64,
-        num_layers=1,
-        num_heads=2,
-        pad_token_id=PAD_ID,
-        eos_token_id=EOS_ID,
-        decoder_start_token_id=PAD_ID,
-    )
-    save_model(T5ForConditionalGeneration(shape), tmp_path / "t5", tokenizer)
+    special = {"pad_token_id": PAD_ID, "eos_token_id": EOS_ID, "decoder_start_token_id": PAD_ID}
+    save_model(t5(vocab_size=len(tokenizer), **special), tmp_path / "t5", tokenizer)
     config = TuneConfig(
         pool=str(pool),
         target=["say b again"],

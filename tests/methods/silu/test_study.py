@@ -21,21 +21,13 @@ from polyloom.models.load import save_model
 from polyloom.models.patching import unpatch_mlp
 from polyloom.models.tiny import build_tiny
 from polyloom.runs.folder import Run
+from tests.families import llama
 
 SMALL = MemoryConfig(num_tokens=32, hidden_size=16, intermediate_size=40, rounds=3)
 
 
 def small_llama(**changes: Any) -> LlamaForCausalLM:
-    shape: dict[str, Any] = {
-        "vocab_size": 61,
-        "hidden_size": 32,
-        "intermediate_size": 72,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 48,
-    }
-    return LlamaForCausalLM(LlamaConfig(**{**shape, **changes}))
+    return llama(**{"intermediate_size": 72, "num_hidden_layers": 3, "max_position_embeddings": 48} | changes)
 
 
 def test_facts_answers_through_the_command_line(cli: Callable[..., Any]) -> None:

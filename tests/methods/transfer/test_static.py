@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -44,18 +43,11 @@ def test_a_hub_is_the_translation_of_few() -> None:
         induce_from_vectors(source, wide, 0.1, mutual=True)
 
 
-def test_files_with_and_without_a_first_line_of_sizes(tmp_path: Path) -> None:
-    lines = "dog 3 4\ncat 0 2\ncow 1 0\n"
-    (tmp_path / "a.vec").write_text(f"3 2\n{lines}")
-    (tmp_path / "b.vec.gz").write_bytes(gzip.compress(lines.encode()))
-    for name in ("a.vec", "b.vec.gz"):
-        found = read_vectors(tmp_path / name, 2)
-        assert found.words == ("dog", "cat")
-        assert np.allclose(found.matrix, [[0.6, 0.8], [0, 1]])
-    for text, message in (("dog 1 2\ncat 1\n", ":2: has 1 numbers"), ("dog x y\n", "no word vectors"), ("", "no word")):
-        (tmp_path / "bad.vec").write_text(text)
-        with pytest.raises(UserError, match=message):
-            read_vectors(tmp_path / "bad.vec", 9)
+def test_vectors_of_a_file_have_length_1(tmp_path: Path) -> None:
+    (tmp_path / "a.vec").write_text("3 2\ndog 3 4\ncat 0 2\ncow 1 0\n")
+    found = read_vectors(tmp_path / "a.vec", 2)
+    assert found.words == ("dog", "cat")
+    assert np.allclose(found.matrix, [[0.6, 0.8], [0, 1]])
     with pytest.raises(UserError, match="cannot be read"):
         read_vectors(tmp_path / "absent.vec", 9)
 

@@ -155,10 +155,10 @@ def learners_part(config: CommonsStudyConfig, run: Run) -> Part:
         survived = (played.months == resource.num_months).astype(float)
         outcome[rule] = (survived, metrics["efficiency"])
         rate = wilson_interval(int(survived.sum()), seeds)
-        rates[f"learners_{rule}_survival"] = Scalar(value=rate.value, low=rate.low, high=rate.high)
+        rates[f"learners_{rule}_survival"] = Scalar.of(rate)
         for name in ("months", "efficiency", "over_usage"):
             mean = mean_interval(metrics[name].tolist())
-            rates[f"learners_{rule}_{name}"] = Scalar(value=mean.value, low=mean.low, high=mean.high)
+            rates[f"learners_{rule}_{name}"] = Scalar.of(mean)
         stocks = np.stack([*played.stocks, *[np.zeros(seeds)] * (resource.num_months - len(played.stocks))])
         series[f"stock {rule} learners"] = Series(
             x=list(range(1, resource.num_months + 1)),
@@ -171,9 +171,7 @@ def learners_part(config: CommonsStudyConfig, run: Run) -> Part:
     scalars = {}
     for place, name in enumerate(("survival", "efficiency")):
         difference = mean_interval((outcome["universalizing"][place] - outcome["independent"][place]).tolist())
-        scalars[f"learners_{name}_difference"] = Scalar(
-            value=difference.value, low=difference.low, high=difference.high
-        )
+        scalars[f"learners_{name}_difference"] = Scalar.of(difference)
     scalars |= rates | {"learners_cpu_seconds": Scalar(value=cpu, unit="s")}
     gap = scalars["learners_survival_difference"]
     points = scalars["learners_efficiency_difference"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polyloom.core.errors import UserError
 from polyloom.methods.docre.projection import Aligner
-from polyloom.models.device import DeviceName, choose_device
+from polyloom.models.device import DeviceName
 from polyloom.models.load import load_model, load_tokenizer
 
 LAYER = 8
@@ -40,12 +40,10 @@ def load_aligner(folder: str, device: DeviceName = "auto") -> Aligner:
     Raises:
         UserError: the folder's model is no encoder with a fast tokenizer.
     """
-    model = load_model(folder, kind="encoder")
+    model = load_model(folder, kind="encoder", device=device)
     tokenizer = load_tokenizer(folder, model)
     if not tokenizer.is_fast:
         raise UserError("gives no places of words.", where=folder, hint="Use a fast tokenizer (tokenizer.json).")
-    model.to(choose_device(device))  # type: ignore[arg-type]
-    model.eval()  # type: ignore[no-untyped-call]
     layer = min(LAYER, int(model.config.get_text_config().num_hidden_layers))
 
     @torch.inference_mode()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from polyloom.core.errors import UserError
-from polyloom.core.files import read_text, write_text
+from polyloom.core.files import json_lines, read_text, write_text
 from polyloom.methods.docre.annotations import (
     ADJUDICATED,
     Event,
@@ -245,7 +245,7 @@ def _proposals(rows: Iterable[Any]) -> list[Proposal]:
 
 def log_lines(events: Iterable[Event]) -> str:
     """Return events as JSON lines."""
-    return "".join(json.dumps(asdict(event), ensure_ascii=False) + "\n" for event in events)
+    return json_lines(map(asdict, events))
 
 
 def _body(event: Event) -> dict[str, Any]:

@@ -32,7 +32,6 @@ from polyloom.methods.docre.schema import NAMES
 from polyloom.methods.docre.study import (
     artifact_of,
     documents_of,
-    interval,
     limits,
     prediction_json,
 )
@@ -166,7 +165,7 @@ def edit_tables(
         ),
         "reduction_against_nothing": reduction(edits["model"].by_document, edits["nothing"].by_document, seed=seed),
     }
-    scalars = {name: interval(value) for name, value in saved.items()}
+    scalars = {name: Scalar.of(value) for name, value in saved.items()}
     scalars |= {f"steps_{name.replace(' ', '_').replace(',', '')}": Scalar(value=e.steps) for name, e in edits.items()}
     best = saved["reduction_against_knowledge_base"]
     word = "saves" if best.low > 0 else "costs" if best.high < 0 else "makes no sure difference:"

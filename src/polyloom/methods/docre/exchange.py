@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polyloom.core.errors import UserError
-from polyloom.core.files import read_json, read_text, write_json, write_text
+from polyloom.core.files import json_rows, read_json, read_text, write_json, write_text
 from polyloom.methods.docre.data import Document, Mention, Triple, read_documents, write_documents
 
 Format = Literal["docred", "brat", "doccano", "label-studio"]
@@ -327,9 +327,7 @@ def read_format(path: Path, form: Format, *, strict: bool = False) -> list[Docum
     if form == "brat":
         return _read_brat(path)
     if form == "doccano":
-        lines = read_text(path).splitlines()
-        rows = [(_json_line(line, path, i), f"{path}:{i}") for i, line in enumerate(lines, 1) if line.strip()]
-        return [_checked(from_doccano, row, where) for row, where in rows]
+        return [_checked(from_doccano, row, f"{path}:{i}") for i, row in json_rows(read_text(path), path)]
     return [_checked(from_label_studio, v, f"{path}: task {i}") for i, v in enumerate(read_json(path))]
 
 
@@ -342,13 +340,6 @@ def _read_brat(folder: Path) -> list[Document]:
     if not found:
         raise UserError("holds no .ann file.", where=str(folder), hint="Name a folder that brat wrote.")
     return found
-
-
-def _json_line(line: str, path: Path, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"is not JSON: {error.msg}.", where=f"{path}:{number}") from error
 
 
 def _checked(read: Callable[[Any, str], Document], value: Any, where: str) -> Document:

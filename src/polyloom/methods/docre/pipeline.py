@@ -19,7 +19,7 @@ from polyloom.methods.docre.graphs import export_graph, with_triples
 from polyloom.methods.docre.loglinear import LogLinear, Training, predict, train_model
 from polyloom.methods.docre.recommend import count_edits, query_knowledge_base, reduction
 from polyloom.methods.docre.schema import NAMES, closure
-from polyloom.methods.docre.study import WORLD_LIMITATION, interval
+from polyloom.methods.docre.study import WORLD_LIMITATION
 from polyloom.methods.docre.transfer import joint_model
 from polyloom.metrics.relations import Prediction, bootstrap_f1, counts_by_title, score_relations
 from polyloom.models.device import pin_threads
@@ -87,7 +87,7 @@ def run_study(config: DocreStudyConfig, run: Run) -> Result:
             "graph_nodes": Scalar(value=len(graph.nodes)),
             "graph_edges": Scalar(value=len(graph.edges)),
             "graph_update_and_retract_exact": Scalar(value=agree),
-            "recall_by_questions": interval(asked.recall),
+            "recall_by_questions": Scalar.of(asked.recall),
             "recall_of_related_pairs": Scalar(value=recall),
         },
         tables=tables | {"systems": rows, "graph": drawn},
@@ -153,7 +153,7 @@ def _compare(
         score = score_relations(gold, found[name], titles=titles)
         f1 = bootstrap_f1(counts[name], seed=seed)
         short = name.replace(" ", "_")
-        scalars[f"{short}_f1"] = interval(f1)
+        scalars[f"{short}_f1"] = Scalar.of(f1)
         scalars[f"{short}_precision"] = Scalar(value=score.relation.precision)
         scalars[f"{short}_recall"] = Scalar(value=score.relation.recall)
         scalars[f"{short}_evidence_f1"] = Scalar(value=score.evidence.f1)
@@ -164,9 +164,9 @@ def _compare(
     base = count_edits(found["knowledge base"], tests)
     early = reduction(steps.by_document, base.by_document, seed=seed)
     scalars |= {
-        "native_ahead_of_translated_f1": interval(ahead),
-        "joint_ahead_of_native_f1": interval(joint),
-        "reduction_by_translated": interval(early),
+        "native_ahead_of_translated_f1": Scalar.of(ahead),
+        "joint_ahead_of_native_f1": Scalar.of(joint),
+        "reduction_by_translated": Scalar.of(early),
     }
     recall, precision = scalars["translated_recall"].value, scalars["translated_precision"].value
     columns = ["recommender", "precision", "recall", "F1", "low", "high", "evidence F1"]

@@ -15,10 +15,10 @@ from polyloom.methods.docre.method import fusion_threshold, undecided
 from polyloom.methods.docre.transformer import (
     DocumentModel,
     Scored,
-    all_scores,
     load_transformer,
     predict_documents,
     pseudo_scores,
+    score_all,
     score_documents,
 )
 from polyloom.metrics.relations import Prediction
@@ -58,18 +58,21 @@ class Decision:
     fusion_threshold: float = 0.0
 
 
-def scores_of(model: Model, documents: Sequence[Document]) -> list[FactScores]:
-    """Return each document's facts with their scores above the model's own threshold; 0 decides."""
+def scores_of(model: Model, documents: Sequence[Document]) -> list[Scored]:
+    """Score each document's facts above the model's own threshold (0 decides), with evidence where it has attention."""
     if isinstance(model, DocumentModel):
-        return list(all_scores(model, documents))
-    found: list[FactScores] = []
+        return score_all(model, documents)
+    found: list[Scored] = []
     for document in documents:
         ranked = loglinear.rank(model, [loglinear.candidates(document, model.types, lexical=model.lexical)])
-        found.append({(p.head, p.relation, p.tail): p.score - model.margin for p in (one.prediction for one in ranked)})
+        predictions = (one.prediction for one in ranked)
+        found.append(Scored({(p.head, p.relation, p.tail): p.score - model.margin for p in predictions}))
     return found
 
 
-def add_scores(first: FactScores, second: FactScores, both: set[str], own: tuple[set[str], set[str]]) -> FactScores:
+def add_scores(
+    first: FactScores, second: FactScores, both: set[str], own: tuple[set[str], set[str]]
+) -> dict[Key, float]:
     """Return the sum of two models' scores.
 
     Args:
@@ -84,11 +87,17 @@ def add_scores(first: FactScores, second: FactScores, both: set[str], own: tuple
     return total | {fact: score for fact, score in second.items() if fact[1] in own[1]}
 
 
-def summed_scores(first: Model, second: Model, documents: Sequence[Document]) -> list[FactScores]:
-    """Return the summed scores of two models for each document."""
+def summed_scores(first: Model, second: Model, documents: Sequence[Document]) -> list[Scored]:
+    """Return the summed scores of two models for each document; evidence is that of the first one with attention."""
     a, b = set(first.relations), set(second.relations)
-    rows = zip(scores_of(first, documents), scores_of(second, documents), strict=True)
-    return [add_scores(one, two, a & b, (a - b, b - a)) for one, two in rows]
+    attends = isinstance(first, DocumentModel)
+    return [
+        Scored(
+            add_scores(one.scores, two.scores, a & b, (a - b, b - a)),
+            evidence=one.evidence if attends else two.evidence,
+        )
+        for one, two in zip(scores_of(first, documents), scores_of(second, documents), strict=True)
+    ]
 
 
 def predict_any(
@@ -103,13 +112,11 @@ def predict_any(
         second: a model whose scores are added.
     """
     if second is not None:
-        margin, evidence = decision.margin or 0.0, _evidence_of([model, second], documents)
+        margin = decision.margin or 0.0
         return [
-            Prediction(document.title, h, r, t, found.get((h, t)) or evidence_by_rule(document, h, t), score)
-            for document, scores, found in zip(
-                documents, summed_scores(model, second, documents), evidence, strict=True
-            )
-            for (h, r, t), score in sorted(scores.items())
+            Prediction(document.title, h, r, t, one.evidence.get((h, t)) or evidence_by_rule(document, h, t), score)
+            for document, one in zip(documents, summed_scores(model, second, documents), strict=True)
+            for (h, r, t), score in sorted(one.scores.items())
             if score > margin
         ]
     if isinstance(model, DocumentModel):
@@ -121,16 +128,6 @@ def predict_any(
             fusion_threshold=decision.fusion_threshold,
         )
     return loglinear.predict(model, documents, margin=decision.margin)
-
-
-def _evidence_of(
-    models: Sequence[Model], documents: Sequence[Document]
-) -> list[dict[tuple[int, int], tuple[int, ...]]]:
-    """Return the evidence that the first model with attention predicts for each pair; nothing without one."""
-    for model in models:
-        if isinstance(model, DocumentModel):
-            return [one.evidence for one in score_documents(model, documents)]
-    return [{} for _ in documents]
 
 
 def decide(model: Model, development: Sequence[Document], decision: Decision, second: Model | None = None) -> Decision:
@@ -157,7 +154,7 @@ def decide(model: Model, development: Sequence[Document], decision: Decision, se
                 (document.title, fact[0], fact[1], fact[2]) in gold,
             )
             for document, found in zip(development, scores, strict=True)
-            for fact, score in found.items()
+            for fact, score in found.scores.items()
         ]
         margin = loglinear.best_margin(sorted(ranked, key=lambda one: -one.prediction.score), len(gold))
         if second is None and isinstance(model, LogLinear):

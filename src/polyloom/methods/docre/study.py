@@ -42,7 +42,6 @@ from polyloom.metrics.relations import (
     counts_by_title,
     score_relations,
 )
-from polyloom.metrics.statistics import Interval
 from polyloom.runs.folder import Run
 
 NO_RELATION = "Na"
@@ -97,11 +96,6 @@ def documents_of(config: _DataConfig, *, split: str = "test") -> list[Document]:
 def limits(*sources: str | None) -> list[str]:
     """Return the limitation to print when any source is the embedded world."""
     return [WORLD_LIMITATION] if any(str(one).partition(":")[0] == WORLD for one in sources) else []
-
-
-def interval(value: Interval) -> Scalar:
-    """Return an interval as a scalar."""
-    return Scalar(value=value.value, low=value.low, high=value.high)
 
 
 def read_schema(path: Path) -> dict[str, str]:
@@ -304,7 +298,7 @@ def _scored(
         "num_gold": Scalar(value=scores.num_gold),
     }
     if len(documents) > 1:
-        scalars["f1"] = interval(bootstrap_f1(counts_by_title(gold, predictions, sorted(by_title)), seed=config.seed))
+        scalars["f1"] = Scalar.of(bootstrap_f1(counts_by_title(gold, predictions, sorted(by_title)), seed=config.seed))
     relations = relations_of(documents)
     rows: list[list[Any]] = [
         [r, NAMES.get(r, ""), *_row(score_relations(gold, predictions, keep=partial(_has_relation, r)))]

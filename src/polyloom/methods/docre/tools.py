@@ -150,7 +150,7 @@ def _writer(config: ExtractConfig, texts: Sequence[str]) -> SchemaWriter:
     if config.model == "tiny":
         tokenizer: Any = train_tokenizer(texts, TINY_VOCABULARY)
         return SchemaWriter(build_tiny(TINY_MODEL, len(tokenizer), config.seed), tokenizer, TINY_POSITIONS)
-    model = load_model(config.model, kind="causal")
+    model = load_model(config.model, kind="causal", device="auto")
     return SchemaWriter(model, load_tokenizer(config.model, model), max_positions(model) or 8192)
 
 
@@ -299,7 +299,7 @@ def _errors_by_source(
 
 
 def _scores(model: Model, document: Document) -> Mapping[tuple[int, str, int], float]:
-    return scores_of(model, [document])[0]
+    return scores_of(model, [document])[0].scores
 
 
 def _chosen(documents: Sequence[Document], title: str | None) -> Document:

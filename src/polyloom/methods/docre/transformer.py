@@ -26,7 +26,7 @@ from polyloom.methods.docre.method import (
     sentence_attention,
 )
 from polyloom.metrics.relations import Prediction
-from polyloom.models.device import DeviceName, choose_device, torch_generator
+from polyloom.models.device import DeviceName, torch_generator
 from polyloom.models.load import load_model, load_tokenizer, save_model
 
 EVIDENCE_THRESHOLD = 0.2
@@ -228,17 +228,15 @@ def load_transformer(folder: Path, device: DeviceName = "auto") -> DocumentModel
     value = read_json(folder / "model.json")
     if value.get("kind") != "docre-transformer":
         raise UserError("is no ATLOP or DREEAM model.", where=str(folder), hint="Give a folder of `docre train`.")
-    encoder = load_model(folder / "encoder", kind="encoder")
+    encoder = load_model(folder / "encoder", kind="encoder", device=device)
     weights = load_file(folder / "head.safetensors")
     head = PairHead(weights["head.weight"].shape[1] // 2, len(value["relations"]), width=len(weights["head.weight"]))
     head.load_state_dict(weights)
-    chosen = choose_device(device)
-    encoder.to(chosen)  # type: ignore[arg-type]
     tokenizer = load_tokenizer(folder / "encoder", encoder)
     return DocumentModel(
         eager(encoder),
         tokenizer,
-        head.to(chosen),
+        head.to(encoder.device),
         value["relations"][1:],
         value["num_layers"],
         value.get("schema_version", 1),
@@ -264,15 +262,17 @@ def batches(documents: Iterable[Document], size: int = 8) -> Iterator[list[Docum
 @torch.inference_mode()
 def score_documents(model: DocumentModel, documents: Sequence[Document], margin: float = 0.0) -> list[Scored]:
     """Score documents, labelled or not; those with fewer than two entities have nothing."""
+    return [_scored(model, *found, margin) if found else Scored() for found in _outputs(model, documents)]
+
+
+def _outputs(model: DocumentModel, documents: Sequence[Document]) -> Iterator[tuple[Inputs, Output] | None]:
+    """Run the model over documents, a batch at a time; None for one without a pair or a word."""
     model.encoder.eval()  # type: ignore[no-untyped-call]
-    result = []
     for chunk in batches(documents):
         usable = [make_inputs(d, model.tokenizer) for d in chunk if len(d.entities) > 1 and any(d.sentences)]
         outputs = iter(zip(usable, forward(model, usable), strict=True) if usable else ())
         for document in chunk:
-            usual = len(document.entities) > 1 and any(document.sentences)
-            result.append(_scored(model, *next(outputs), margin) if usual else Scored())
-    return result
+            yield next(outputs) if len(document.entities) > 1 and any(document.sentences) else None
 
 
 def _scored(model: DocumentModel, one: Inputs, output: Output, margin: float) -> Scored:
@@ -290,9 +290,16 @@ def _scored(model: DocumentModel, one: Inputs, output: Output, margin: float) ->
         found.scores[fact] = scores[row, column].item()
         if chosen[row, column]:
             found.predicted.add(fact)
+    found.evidence = _evidence(pairs, output)
+    return found
+
+
+def _evidence(pairs: Sequence[Sequence[int]], output: Output) -> dict[tuple[int, int], tuple[int, ...]]:
+    """Return the sentences that each pair attends to."""
+    found: dict[tuple[int, int], tuple[int, ...]] = {}
     for row, sentence in (output.sentences > EVIDENCE_THRESHOLD).nonzero().tolist():
         pair = (pairs[row][0], pairs[row][1])
-        found.evidence[pair] = (*found.evidence.get(pair, ()), sentence)
+        found[pair] = (*found.get(pair, ()), sentence)
     return found
 
 
@@ -351,26 +358,23 @@ def pseudo_scores(
 
 
 @torch.inference_mode()
-def all_scores(model: DocumentModel, documents: Sequence[Document]) -> list[dict[tuple[int, str, int], float]]:
-    """Return the score (logit minus threshold) of every possible fact of each document."""
-    model.encoder.eval()  # type: ignore[no-untyped-call]
-    result: list[dict[tuple[int, str, int], float]] = []
-    for document in documents:
-        if len(document.entities) < 2 or not any(document.sentences):
-            result.append({})
-            continue
-        one = make_inputs(document, model.tokenizer)
-        logits = forward(model, [one])[0].logits
-        rows = (logits[:, 1:] - logits[:, :1]).tolist()
-        pairs = one.pairs.tolist()
-        result.append(
-            {
-                (head, relation, tail): score
-                for (head, tail), row in zip(pairs, rows, strict=True)
-                for relation, score in zip(model.relations, row, strict=True)
-            }
-        )
-    return result
+def score_all(model: DocumentModel, documents: Sequence[Document]) -> list[Scored]:
+    """Return the score (logit minus threshold) of every possible fact of each document, and the evidence of its pairs.
+
+    Nothing is marked as predicted.
+    """
+    return [_all_of(model, *found) if found else Scored() for found in _outputs(model, documents)]
+
+
+def _all_of(model: DocumentModel, one: Inputs, output: Output) -> Scored:
+    rows = (output.logits[:, 1:] - output.logits[:, :1]).tolist()
+    pairs = one.pairs.tolist()
+    scores = {
+        (head, relation, tail): score
+        for (head, tail), row in zip(pairs, rows, strict=True)
+        for relation, score in zip(model.relations, row, strict=True)
+    }
+    return Scored(scores, evidence=_evidence(pairs, output))
 
 
 @torch.inference_mode()

@@ -38,7 +38,7 @@ def translator(config: ProjectConfig, documents: Sequence[Document]) -> Translat
         from polyloom.generation.local import LocalChat
         from polyloom.models.load import load_model, load_tokenizer
 
-        model = load_model(name.removeprefix("seq2seq:"), kind="seq2seq")
+        model = load_model(name.removeprefix("seq2seq:"), kind="seq2seq", device="auto")
         chat: Any = LocalChat(model, load_tokenizer(name.removeprefix("seq2seq:"), model), name=name)
         return lambda texts: [reply.text for reply in complete_all(chat, [ask(text) for text in texts])]
     wanted = connect(name, seed=config.seed)

@@ -41,7 +41,7 @@ from polyloom.methods.layerskip.embedded import (
 from polyloom.methods.layerskip.energy import joules_per_token, measure_idle_watts, open_counter
 from polyloom.methods.layerskip.sampling_test import sampling_p_values
 from polyloom.methods.layerskip.stream import adaptive_scalars
-from polyloom.methods.layerskip.timing import Ratio, interleaved_seconds, speed_over
+from polyloom.methods.layerskip.timing import interleaved_seconds, speed_over
 from polyloom.models.device import clock, clock_unit, pin_threads
 from polyloom.runs.folder import Run
 
@@ -114,7 +114,7 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
     with run.progress("bench", config.rounds + 1) as advance:
         seconds = interleaved_seconds(alternatives, config.rounds, advance, clock=clock(model.device))
     ratios = {name: speed_over(own, seconds["speculative"]) for name, own in seconds.items() if name != "speculative"}
-    scalars = {f"speed_over_{name}": _scalar(ratio) for name, ratio in ratios.items()}
+    scalars = {f"speed_over_{name}": Scalar.of(ratio, "x") for name, ratio in ratios.items()}
     num_tokens = sum(map(len, texts["plain"]))
     different = {name: _num_different(texts["plain"], text) for name, text in texts.items()}
     counts = decode_all(runner, work.prompts, work.budget, plan, work.ends)[1]
@@ -128,7 +128,7 @@ def run_bench(config: BenchConfig, run: Run) -> Result:
         "same_tokens_as_hf": Scalar(value=different["hf_greedy"] == 0),
     }
     if config.adaptive:
-        scalars["adaptive_over_plain"] = _scalar(speed_over(seconds["plain"], seconds["adaptive"]))
+        scalars["adaptive_over_plain"] = Scalar.of(speed_over(seconds["plain"], seconds["adaptive"]), "x")
         scalars |= adaptive_scalars(runner, sample, work, costs, config)
     tau, unit = counts.tokens_per_round, clock_unit(model.device)
     scalars |= _cost_scalars(model, plan, runner.num_layers, tau)
@@ -200,10 +200,6 @@ def _best_peer_exit(model: PreTrainedModel, work: Workload, num_layers: int) -> 
     candidates = {str(e): theirs(model, few, assistant_early_exit=e) for e in range(1, num_layers)}
     seconds = interleaved_seconds(candidates, 1, clock=clock(model.device))
     return int(min(seconds, key=lambda name: min(seconds[name])))
-
-
-def _scalar(ratio: Ratio) -> Scalar:
-    return Scalar(value=ratio.value, low=ratio.low, high=ratio.high, unit="x")
 
 
 def _num_different(a: list[list[int]], b: list[list[int]]) -> int:

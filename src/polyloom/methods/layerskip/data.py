@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-import json
 import random
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from polyloom.core.errors import UserError
-from polyloom.core.files import read_bytes, read_text
+from polyloom.core.files import decode, json_rows, read_bytes, read_text, unzipped
 from polyloom.core.seeding import python_random
 from polyloom.methods.layerskip.method import IGNORED_LABEL
 from polyloom.models.tokenizers import encode
@@ -118,28 +115,11 @@ def _check_balance(parse: str, where: str) -> None:
 
 
 def _read_json_lines(path: Path) -> list[Example]:
-    if path.suffix == ".gz":
-        try:
-            text = gzip.decompress(read_bytes(path)).decode()
-        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-            raise UserError("is not gzip-compressed UTF-8.", where=str(path), hint="Check the file.") from error
-    else:
-        text = read_text(path)
-    examples = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row: Any = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"is not JSON: {error.msg}.", where=f"{path}:{number}") from error
-        examples.append(_from_object(row, f"{path}:{number}"))
-    return examples
+    text = decode(unzipped(read_bytes(path), path), path)
+    return [_from_object(row, f"{path}:{number}") for number, row in json_rows(text, path)]
 
 
-def _from_object(row: Any, where: str) -> Example:
-    if not isinstance(row, dict):
-        raise UserError("is no JSON object.", where=where)
+def _from_object(row: Mapping[str, Any], where: str) -> Example:
     group = str(row.get("language") or row.get("category") or UNKNOWN)
     turns = row.get("turns")
     if isinstance(turns, list) and turns and isinstance(turns[0], str):

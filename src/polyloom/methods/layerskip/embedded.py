@@ -100,11 +100,10 @@ def prepare(config: DataConfig, run: Run, *, loaded: bool = True) -> Prepared:
     pin_threads()
     train_examples, test_examples, limitations = load_examples(config)
     if config.model != "tiny":
-        model = load_model(config.model, dtype=getattr(torch, config.dtype))
+        model = load_model(config.model, device=config.device, dtype=getattr(torch, config.dtype))
         tokenizer = load_tokenizer(config.model, model)
     else:
         model, tokenizer = tiny_model(config, run, train_examples, loaded)
-    placed(model, config)
     limit = max_positions(model)
     longest = None if limit is None else limit - (0 if loaded else 1)
     train_set = tokenize(tokenizer, train_examples, min(longest or MAX_TOKENS, MAX_TOKENS))
@@ -124,7 +123,7 @@ def tiny_model(
     """Return the tiny model and its tokenizer, trained with LayerSkip in this run."""
     folder = run.artifact("tiny-model")
     if trained and folder.exists():
-        model = load_model(folder)
+        model = load_model(folder, device=config.device)
         return model, load_tokenizer(folder, model)
     tokenizer = train_tokenizer([one.prompt + one.response for one in examples[:TOKENIZER_TEXTS]], VOCABULARY)
     model = placed(build_llama(NUM_LAYERS, WIDTH, FEED_FORWARD, len(tokenizer), config.seed), config)

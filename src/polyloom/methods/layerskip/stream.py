@@ -12,7 +12,7 @@ from polyloom.methods.layerskip.bench import Decoder, Workload, ours, ours_adapt
 from polyloom.methods.layerskip.calibration import Costs, Trace, predict, record
 from polyloom.methods.layerskip.config import BenchConfig
 from polyloom.methods.layerskip.embedded import random_prompts
-from polyloom.methods.layerskip.timing import Ratio, interleaved_seconds, speed_over
+from polyloom.methods.layerskip.timing import interleaved_seconds, speed_over
 
 NOISE_LENGTH = 16
 NUM_RIVALS = 3
@@ -51,8 +51,8 @@ def adaptive_scalars(
     seconds = interleaved_seconds(alternatives, config.rounds)
     fixed = min((name for name in seconds if name != "adaptive"), key=lambda name: sum(seconds[name]))
     return {
-        "mixed_adaptive_over_plain": _scalar(speed_over(seconds["plain"], seconds["adaptive"])),
-        "mixed_adaptive_over_best_fixed": _scalar(speed_over(seconds[fixed], seconds["adaptive"])),
+        "mixed_adaptive_over_plain": Scalar.of(speed_over(seconds["plain"], seconds["adaptive"]), "x"),
+        "mixed_adaptive_over_best_fixed": Scalar.of(speed_over(seconds[fixed], seconds["adaptive"]), "x"),
         "mixed_same_tokens": Scalar(value=same),
     }
 
@@ -71,7 +71,3 @@ def _in_turn(items: list[T]) -> list[T]:
     """Return the first half's items and the second half's in turn."""
     half = len(items) // 2
     return [one for pair in zip(items[:half], items[half:], strict=True) for one in pair]
-
-
-def _scalar(ratio: Ratio) -> Scalar:
-    return Scalar(value=ratio.value, low=ratio.low, high=ratio.high, unit="x")

@@ -273,9 +273,7 @@ def _score_scalars(runs: Runs) -> dict[str, Scalar]:
     for base, blocks in runs.items():
         for block, items in blocks.items():
             interval = t_interval([100 * item["score"] for item in items])
-            scalars[f"{base}_{block}"] = Scalar(
-                value=interval.value, low=interval.low, high=interval.high, unit="points"
-            )
+            scalars[f"{base}_{block}"] = Scalar.of(interval, "points")
             valid[f"{base}_{block}"] = float(np.mean([item["valid"] for item in items]))
     best = max(valid, key=lambda name: valid[name])
     return scalars | {"best_light_model": scalars[best], "best_light_model_name": Scalar(value=best)}

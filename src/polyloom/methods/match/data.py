@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polyloom.core.errors import UserError, closest
-from polyloom.core.files import read_text
+from polyloom.core.files import json_rows, read_text
 from polyloom.core.seeding import python_random
 from polyloom.data.duplicates import connected_components
 from polyloom.data.world import World, find_task
@@ -105,18 +104,10 @@ def world_pairs(
 
 
 def _rows_of_json(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"is not JSON: {error.msg}.", where=f"{path}:{number}") from error
-        if not isinstance(value, dict):
-            raise UserError("is no object.", where=f"{path}:{number}", hint="Each line is one JSON object.")
-        rows.append((number, {str(k).lower(): "" if v is None else str(v) for k, v in value.items()}))
-    return rows
+    return [
+        (number, {k.lower(): "" if v is None else str(v) for k, v in row.items()})
+        for number, row in json_rows(text, path)
+    ]
 
 
 def _rows_of_table(path: Path, text: str) -> tuple[list[tuple[int, dict[str, str]]], str]:

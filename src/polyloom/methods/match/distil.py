@@ -16,7 +16,6 @@ from polyloom.core.errors import UserError
 from polyloom.core.seeding import python_random
 from polyloom.methods.match.data import Pair, Pairs
 from polyloom.methods.match.folder import load
-from polyloom.models.device import choose_device
 from polyloom.models.load import load_model, load_tokenizer
 
 Floats = NDArray[np.float64]
@@ -58,8 +57,7 @@ def open_teacher(folder: Path) -> Teacher:
             what = f"was trained to compare vectors ({trained.loss}): its cosine is on no scale."
             raise UserError(what, where=str(folder), hint="Name a teacher of classes or of scores.")
         return Teacher(judge, tuple(trained.classes))
-    model = load_model(folder, "classifier")
-    model.to(choose_device())  # type: ignore[arg-type]
+    model = load_model(folder, "classifier", device="auto")
     tokenizer = load_tokenizer(folder, model)
 
     @torch.inference_mode()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from polyloom.core.errors import MissingExtra, UserError
-from polyloom.core.files import read_json, read_text, replace_atomically, write_json, write_text
+from polyloom.core.files import json_lines, read_json, read_text, replace_atomically, write_json, write_text
 from polyloom.data.duplicates import connected_components
 
 Kind = Literal["exact", "hnsw"]
@@ -118,8 +118,7 @@ def save_index(index: Index, folder: Path) -> None:
     (folder / "index.json").unlink(missing_ok=True)
     with replace_atomically(folder / "vectors.safetensors") as temporary:
         save_file({"vectors": index.vectors}, str(temporary))
-    lines = (json.dumps([a, b], ensure_ascii=False) for a, b in zip(index.ids, index.texts, strict=True))
-    write_text(folder / "texts.jsonl", "\n".join(lines) + "\n")
+    write_text(folder / "texts.jsonl", json_lines(zip(index.ids, index.texts, strict=True)))
     if index.graph is not None:
         with replace_atomically(folder / "graph.usearch") as temporary:
             index.graph.save(str(temporary))

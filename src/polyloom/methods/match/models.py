@@ -22,6 +22,7 @@ from polyloom.methods.match.method import (
     pool,
     pool_rows,
 )
+from polyloom.models.padding import pad_rows
 
 SIAMESE = ("bag", "gru", "lstm", "cnn", "encoder")
 # Spread of the first word vectors, chosen on validation pairs (benchmarks/match.md): at 0.3 ESIM's softmax starts even
@@ -87,12 +88,10 @@ class FrozenEncoder(nn.Module):
     """
 
     def __init__(self, folder: str) -> None:
-        from polyloom.models.device import choose_device
         from polyloom.models.load import load_model
 
         super().__init__()
-        self.model = [load_model(folder, "encoder")]
-        self.model[0].to(choose_device())  # type: ignore[arg-type]
+        self.model = [load_model(folder, "encoder", device="auto")]
         self.width = int(self.model[0].config.hidden_size)
         self.kept: dict[tuple[int, ...], Tensor] = {}
 
@@ -103,10 +102,7 @@ class FrozenEncoder(nn.Module):
         fresh = sorted({key for key in keys if key not in self.kept}, key=len)
         for start in range(0, len(fresh), 32):
             part = fresh[start : start + 32]
-            longest = max(map(len, part))
-            device = self.model[0].device
-            rows = torch.tensor([[*key, *([0] * (longest - len(key)))] for key in part], device=device)
-            mask = torch.tensor([[1] * len(key) + [0] * (longest - len(key)) for key in part], device=device)
+            rows, mask = pad_rows(part, self.model[0].device)
             states = self.model[0](input_ids=rows, attention_mask=mask).last_hidden_state.cpu()
             self.kept.update({key: state[: len(key)].clone() for key, state in zip(part, states, strict=True)})
         padded = ids.new_zeros((*ids.shape, self.width), dtype=torch.float32)

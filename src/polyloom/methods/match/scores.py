@@ -32,16 +32,6 @@ def f1_scores(counts: NDArray[np.int64]) -> Floats:
     return np.asarray(2 * right / np.maximum(total, 1))
 
 
-def auc(scores: ArrayLike, positive: ArrayLike) -> float:
-    """Return the chance that a positive scores above a negative (ties count half); NaN without one of both."""
-    x, y = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
-    if y.all() or not y.any():
-        return math.nan
-    below = np.searchsorted(np.sort(x[~y]), x[y], side="left")
-    up_to = np.searchsorted(np.sort(x[~y]), x[y], side="right")
-    return float((below + up_to).sum() / 2 / (y.sum() * (~y).sum()))
-
-
 def threshold_for(scores: ArrayLike, positive: ArrayLike, precision: float) -> float | None:
     """Return the least score from which on the share of positives is at least `precision`; None where there is none."""
     x, y = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)

@@ -23,7 +23,7 @@ from polyloom.methods.match.folder import load, save
 from polyloom.methods.match.index import exact_search
 from polyloom.methods.match.loading import initial_of, load_splits, reading_of, recipe_of
 from polyloom.methods.match.models import SIAMESE, num_parameters
-from polyloom.methods.match.scores import auc, confusion, f1_scores
+from polyloom.methods.match.scores import confusion, f1_scores
 from polyloom.methods.match.training import (
     Recipe,
     Trained,
@@ -34,6 +34,7 @@ from polyloom.methods.match.training import (
     match_scores,
     targets,
 )
+from polyloom.metrics.agreement import auroc
 from polyloom.metrics.ranking import (
     average_precision,
     mean_over_queries,
@@ -184,7 +185,7 @@ def judge(trained: Trained, pairs: Pairs) -> tuple[dict[str, Scalar], dict[str, 
         right = int(np.diag(counts).sum())
         interval = wilson_interval(right, len(given))
         f1 = f1_scores(counts)
-        scalars["accuracy"] = Scalar(value=interval.value, low=interval.low, high=interval.high)
+        scalars["accuracy"] = Scalar.of(interval)
         scalars["macro_f1"] = Scalar(value=float(f1.mean()))
         scalars |= _calibration(trained, pairs, predicted)
         scalars["flip_rate"] = Scalar(value=float((predicted.argmax(1) != turned.argmax(1)).mean()))
@@ -201,7 +202,7 @@ def judge(trained: Trained, pairs: Pairs) -> tuple[dict[str, Scalar], dict[str, 
             scalars["mse"] = Scalar(value=float(((predicted - wanted) ** 2).mean()))
     elif match is not None:
         positive = [is_positive(pair.label) for pair in pairs.items]
-        scalars["auc"] = Scalar(value=auc(match, positive))
+        scalars["auc"] = Scalar(value=auroc(positive, match))
         if len(trained.classes) == 2 and trained.loss == "softmax":
             name = next(name for name in trained.classes if is_positive(name))
             scalars["f1"] = Scalar(value=float(f1[trained.classes.index(name)]))
@@ -222,7 +223,7 @@ def _correlations(predicted: Any, wanted: Any) -> dict[str, Scalar]:
 
     interval = bootstrap_interval(stacked, rho, method="percentile", num_resamples=500)
     return {
-        "spearman": Scalar(value=interval.value, low=interval.low, high=interval.high),
+        "spearman": Scalar.of(interval),
         "pearson": Scalar(value=pearson(predicted, wanted)[0]),
     }
 
@@ -311,7 +312,7 @@ def _soft_baseline(pairs: Pairs) -> dict[str, Scalar]:
     if pairs.task == "scores":
         return {"tfidf_spearman": Scalar(value=spearman(cosine, [float(pair.label) for pair in pairs.items])[0])}
     positive = [is_positive(pair.label) for pair in pairs.items]
-    return {"tfidf_auc": Scalar(value=auc(cosine, positive))} if any(positive) and not all(positive) else {}
+    return {"tfidf_auc": Scalar(value=auroc(positive, cosine))} if any(positive) and not all(positive) else {}
 
 
 def run_evaluate(config: EvaluateConfig, run: Run) -> Result:

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from polyloom.core.errors import UserError
-from polyloom.core.files import read_bytes, read_text
+from polyloom.core.files import read_text
 from polyloom.core.seeding import derive_seed
+from polyloom.data.word_vectors import read_word_vectors
 from polyloom.methods.match.models import Matcher, word_spread
 from polyloom.methods.match.tokens import NUM_SPECIALS, AnyVocabulary, Subwords, build_vocabulary
 
@@ -42,86 +43,21 @@ class Initial:
             rows[torch.from_numpy(found)] = torch.from_numpy(self.rows[found]) * word_spread(model.shape.base)
 
 
-@dataclass(frozen=True)
-class VectorFile:
-    """A text file of vectors: the wanted words' rows, and what was odd about the file."""
-
-    rows: dict[str, Floats]
-    width: int
-    num_lines: int
-    num_blanks: int
-    num_duplicates: int
-
-
-def read_vectors(path: Path, wanted: set[str]) -> VectorFile:
-    """Read the vectors of `wanted` words from a GloVe, word2vec or fastText text file.
-
-    A first line "N D" is a header; words may hold blanks (GloVe 840B has some): the last D cells are the vector. Of a
-    word that stands twice the first row counts.
-
-    Args:
-        path: the file.
-        wanted: words to keep.
-
-    Raises:
-        UserError: a row of another width, or a cell that is no number (file and line are named).
-    """
-    lines = read_bytes(path).decode("utf-8", "replace").splitlines()
-    header = len(lines[0].split()) == 2 if lines else False
-    body = lines[1:] if header else lines
-    if not body:
-        raise UserError("holds no vectors.", where=str(path))
-    width = (
-        int(lines[0].split()[1])
-        if header
-        else Counter(len(line.split()) - 1 for line in body[:20]).most_common(1)[0][0]
-    )
-    rows: dict[str, Floats] = {}
-    seen: set[str] = set()
-    blanks = duplicates = 0
-    for number, line in enumerate(body, start=2 if header else 1):
-        cells = line.rstrip().split(" ") if "\t" not in line else line.rstrip().split("\t")
-        if len(cells) < width + 1 or (len(cells) > width + 1 and _is_float(cells[-width - 1])):
-            what = f"has {len(cells) - 1} numbers where the rows before have {width}."
-            raise UserError(what, where=f"{path}:{number}", hint="All vectors of a file have one width.")
-        word = " ".join(cells[:-width])
-        blanks += " " in word
-        duplicates += word in seen
-        if word in seen:
-            continue
-        seen.add(word)
-        if word in wanted:
-            try:
-                rows[word] = np.asarray(cells[-width:], dtype=np.float32)
-            except ValueError as error:
-                raise UserError(f"holds a cell that is no number: {error}.", where=f"{path}:{number}") from error
-    return VectorFile(rows, width, len(body), blanks, duplicates)
-
-
-def _is_float(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
 def from_file(path: Path, texts: Sequence[str]) -> Initial:
     """Take the training words' vectors from a text file, scaled to a spread of 1.
 
     Raises:
-        UserError: as `read_vectors`; none of the training words is in the file.
+        UserError: as `read_word_vectors`; none of the training words is in the file.
     """
     vocabulary = build_vocabulary(texts)
-    found = read_vectors(path, set(vocabulary.known))
-    if not found.rows:
+    found = read_word_vectors(path, wanted=set(vocabulary.known))
+    if not found.words:
         raise UserError("holds none of the training words.", where=str(path), hint="Is it of the same language?")
     rows = np.zeros((len(vocabulary), found.width), dtype=np.float32)
-    for word, row in found.rows.items():
-        rows[vocabulary.number(word)] = row
+    rows[[vocabulary.number(word) for word in found.words]] = found.matrix
     rows /= max(float(rows[np.abs(rows).sum(1) > 0].std()), 1e-12)
     note = (
-        f"{len(found.rows)} of {len(vocabulary.known)} training words have a vector in the file; of its "
+        f"{len(found.words)} of {len(vocabulary.known)} training words have a vector in the file; of its "
         f"{found.num_lines} rows {found.num_blanks} are of words with blanks and {found.num_duplicates} of words that "
         "stand twice."
     )
@@ -170,14 +106,14 @@ def distil(folder: Path, texts: Sequence[str], width: int = 256) -> Initial:
     """
     from polyloom.models.load import embedding_rows, load_model
 
-    model = load_model(folder, "encoder")
+    model = load_model(folder, "encoder", device="auto")
     vocabulary = Subwords(tokenizer_of(folder))
     num_tokens = min(len(vocabulary) - NUM_SPECIALS, embedding_rows(model))
     parts = []
     with torch.inference_mode():
         for start in range(0, num_tokens, 512):
-            ids = torch.arange(start, min(start + 512, num_tokens))[:, None]
-            parts.append(model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0])
+            ids = torch.arange(start, min(start + 512, num_tokens), device=model.device)[:, None]
+            parts.append(model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0].cpu())
     table = torch.cat(parts).float().numpy()
     centred = table - table.mean(0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)

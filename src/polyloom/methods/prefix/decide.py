@@ -143,10 +143,8 @@ def _result(
     scalars = {f"agreement_at_{k}": Scalar(value=agreement([one["rank"] for one in every], k)) for k in AGREEMENT_KS}
     scalars |= {name: Scalar(value=mean(one[name] for one in every)) for name in MEASURES}
     for position, (one, divergence) in enumerate(zip(agree[:3], kl[:3], strict=True), start=1):
-        scalars[f"agreement_at_1_position_{position}"] = Scalar(value=one.value, low=one.low, high=one.high)
-        scalars[f"kl_position_{position}"] = Scalar(
-            value=divergence.value, low=divergence.low, high=divergence.high, unit="nats"
-        )
+        scalars[f"agreement_at_1_position_{position}"] = Scalar.of(one)
+        scalars[f"kl_position_{position}"] = Scalar.of(divergence, "nats")
     scalars["suggested_k"] = Scalar(value=suggested, unit="tokens")
     scalars["num_texts"] = Scalar(value=len(rows))
     for name in ("divergence", "distance", "equal"):

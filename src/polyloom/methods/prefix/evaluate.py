@@ -189,14 +189,14 @@ def _off_target(system: System, config: EvaluateConfig, notes: list[str]) -> flo
 def _lase(system: System, config: EvaluateConfig) -> float:
     """Return mean LaSE; sentence vectors are the encoder's pooled outputs, normalised."""
     pin_threads()
-    model = load_model(config.encoder, kind="encoder")
+    model = load_model(config.encoder, kind="encoder", device="auto")
     tokenizer = load_tokenizer(config.encoder, model)
     averaged = pools_by_mean(Path(config.encoder))
 
     @torch.inference_mode()
     def vector(text: str) -> torch.Tensor:
         inputs = tokenizer(text, truncation=True, max_length=ENCODED_TOKENS, return_tensors="pt", verbose=False)
-        output = model(**inputs)
+        output = model(**inputs.to(model.device))
         pooled = output.get("pooler_output")
         chosen = output.last_hidden_state.mean(dim=1) if averaged or pooled is None else pooled
         return torch.nn.functional.normalize(chosen[0], dim=-1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,9 @@ from jinja2.sandbox import SandboxedEnvironment
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polyloom.core.errors import UserError
-from polyloom.core.files import read_text
+from polyloom.core.files import json_rows, read_text
 from polyloom.data.dictionaries import language_name
 from polyloom.generation.decode import max_positions
-from polyloom.models.device import choose_device
 from polyloom.models.load import load_model, load_tokenizer, model_kind
 
 TEMPLATES = {
@@ -78,8 +76,7 @@ def load(source: str, option: str, *, trust_remote_code: bool = False) -> Loaded
     if not source:
         raise UserError("needs a model.", where=option, hint="Name a Hugging Face folder or hub id.")
     kind = model_kind(source, trust_remote_code=trust_remote_code)
-    model = load_model(source, kind, trust_remote_code=trust_remote_code)
-    model.to(choose_device())  # type: ignore[arg-type]
+    model = load_model(source, kind, device="auto", trust_remote_code=trust_remote_code)
     return Loaded(model, load_tokenizer(source, model, trust_remote_code=trust_remote_code))
 
 
@@ -98,7 +95,7 @@ def read_items(path: Path | None, text_field: str, reference_field: str, encodin
     if path.suffix != ".jsonl" and not lines[0][1].lstrip().startswith("{"):
         return [Item(str(n), line) for n, line in lines]
     items = []
-    for number, row in read_rows(lines, str(path)):
+    for number, row in json_rows(text, path):
         source = row.get(text_field)
         if not isinstance(source, str) or not source.strip():
             hint = f"Its keys are: {', '.join(map(str, row))}."
@@ -108,34 +105,16 @@ def read_items(path: Path | None, text_field: str, reference_field: str, encodin
     return items
 
 
-def read_rows(lines: Sequence[tuple[int, str]], where: str) -> list[tuple[int, dict[str, Any]]]:
-    """Read numbered JSON lines, each an object.
-
-    Raises:
-        UserError: a line that is none.
-    """
-    rows = []
-    for number, line in lines:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"is not JSON: {error.msg}.", where=f"{where}:{number}") from error
-        if not isinstance(row, dict):
-            raise UserError("is no JSON object.", where=f"{where}:{number}")
-        rows.append((number, row))
-    return rows
-
-
 def read_json_lines(path: Path, encoding: str = "utf-8") -> list[dict[str, Any]]:
     """Read a file of JSON objects, one a line.
 
     Raises:
         UserError: unreadable, empty, or a line that is no object.
     """
-    lines = [(n, one) for n, one in enumerate(read_text(path, encoding).split("\n"), start=1) if one.strip()]
-    if not lines:
+    rows = [row for _, row in json_rows(read_text(path, encoding), path)]
+    if not rows:
         raise UserError("holds no line.", where=str(path))
-    return [row for _, row in read_rows(lines, str(path))]
+    return rows
 
 
 def render_prompts(template: str, items: Sequence[Item], source_language: str, target_language: str) -> list[str]:

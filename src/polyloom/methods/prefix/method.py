@@ -18,6 +18,7 @@ from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBa
 from polyloom.core.errors import UserError
 from polyloom.generation.decode import Decoding, decode, max_positions, model_eos_tokens
 from polyloom.generation.text import decode_tokens
+from polyloom.models.padding import pad_rows
 
 AGREEMENT_KS = (1, 5, 10, 20)
 LOGIT_BYTES = 64 * 2**20
@@ -201,13 +202,13 @@ def answer_logits(
     """
     if model.config.is_encoder_decoder:
         start = int(model.config.decoder_start_token_id)
-        tokens, mask = _padded(prompts, model.device)
-        inner, _ = _padded([[start, *answer[:-1]] for answer in answers], model.device)
+        tokens, mask = pad_rows(prompts, model.device)
+        inner, _ = pad_rows([[start, *answer[:-1]] for answer in answers], model.device)
         logits = model(input_ids=tokens, attention_mask=mask, decoder_input_ids=inner, use_cache=False).logits
         return [logits[row, : len(answer)].float() for row, answer in enumerate(answers)]
     whole = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
     # Padding stands behind, where a causal model cannot see it.
-    tokens, mask = _padded(whole, model.device)
+    tokens, mask = pad_rows(whole, model.device)
     kept = max(len(answer) for answer in answers) + max(map(len, whole)) - min(map(len, whole))
     logits = model(input_ids=tokens, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits
     cut = tokens.shape[-1] - logits.shape[1]
@@ -215,13 +216,6 @@ def answer_logits(
         logits[row, len(prompt) - 1 - cut : len(prompt) - 1 - cut + len(answer)].float()
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
     ]
-
-
-def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(len(row) for row in rows)
-    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-    return tokens, mask
 
 
 # ---- prior-token decoding

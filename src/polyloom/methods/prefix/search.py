@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from polyloom.core.errors import UserError
-from polyloom.core.files import write_text
+from polyloom.core.files import json_lines, write_text
 from polyloom.core.result import Artifact, Result, Scalar, Series, Table
 from polyloom.generation.decode import Decoding
 from polyloom.generation.text import decode_tokens
 from polyloom.methods.prefix.config import PriorConfig
 from polyloom.methods.prefix.method import generate_with_priors
 from polyloom.methods.prefix.sources import Session, build_priors, open_session
-from polyloom.methods.prefix.verbs import SHOWN_ROWS, counts_table, json_lines, remarks
+from polyloom.methods.prefix.verbs import SHOWN_ROWS, counts_table, remarks
 from polyloom.metrics.text import chrf
 from polyloom.models.device import pin_threads
 from polyloom.runs.folder import Run

@@ -104,7 +104,7 @@ def run_study(config: PrefixStudyConfig, run: Run) -> Result:
 def study_result(config: PrefixStudyConfig, run: Run, found: Sequence[SeedResult]) -> Result:
     """Turn the seeds' figures into the room's result."""
     rel = {name: relative(found, method) for name, method in SCALARS.items()}
-    scalars = {name: Scalar(value=one.value, low=one.low, high=one.high, unit="% of SFT") for name, one in rel.items()}
+    scalars = {name: Scalar.of(one, "% of SFT") for name, one in rel.items()}
     sft = [_mean_bleu(seed, "SFT") for seed in found]
     scalars["sft_bleu"] = Scalar(value=float(np.mean(sft)), unit="BLEU")
     scalars["sft_fidelity"] = Scalar(value=min(seed["fidelity"][-1] for seed in found), unit="share, worst seed")

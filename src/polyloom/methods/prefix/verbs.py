@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from polyloom.core.errors import UserError
-from polyloom.core.files import write_text
+from polyloom.core.files import json_lines, write_text
 from polyloom.core.result import Artifact, Result, Scalar, Table
 from polyloom.data.dictionaries import language_name, read_dictionary
 from polyloom.generation.chat import ask, complete_all
@@ -207,11 +206,6 @@ def _server_answers(config: TranslateConfig, run: Run, template: str) -> list[di
 def _stored_priors(config: TranslateConfig) -> dict[str, str]:
     assert config.priors is not None
     return {item.id: item.source for item in read_items(config.priors, "prior", "", config.encoding)}
-
-
-def json_lines(rows: Sequence[dict[str, Any]]) -> str:
-    """Write rows as JSON lines."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _answers_result(config: TranslateConfig, run: Run, rows: list[dict[str, Any]], notes: list[str]) -> Result:

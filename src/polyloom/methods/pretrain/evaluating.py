@@ -32,7 +32,7 @@ from polyloom.metrics.statistics import (
     ratio_interval,
     wilson_interval,
 )
-from polyloom.models.device import autocast, choose_device, pin_threads
+from polyloom.models.device import autocast, pin_threads
 from polyloom.models.load import load_model, load_tokenizer, save_model
 from polyloom.runs.folder import Run
 from polyloom.training.small import Budget, train_small
@@ -182,13 +182,11 @@ def train_tiny(config: EvaluateConfig, run: Run, folder: Path) -> None:
 
 def _judge(config: EvaluateConfig, documents: Documents, source: str) -> dict[str, Any]:
     """Measure one model: the bits of each document, cloze answers by language, benchmarks."""
-    model = load_model(source)
+    model = load_model(source, device="auto")
     tokenizer = load_tokenizer(source, model)
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         hint = "Set bos_token in tokenizer_config.json: a document's first token is conditioned on it."
         raise UserError("its tokenizer has neither <s> nor </s>.", where=source, hint=hint)
-    device = choose_device()
-    nn.Module.to(model, device)
     limit = max_positions(model) or _LONGEST_WINDOW
     window = config.window_tokens or min(limit, _LONGEST_WINDOW)
     if window > limit:
@@ -196,7 +194,7 @@ def _judge(config: EvaluateConfig, documents: Documents, source: str) -> dict[st
     questions = {}
     if config.cloze and not config.data:
         questions = make_questions(config.languages or WORLD_LANGUAGES, config.cloze, config.seed)
-    with autocast(device, config.precision):
+    with autocast(model.device, config.precision):
         scores = score_documents(model, tokenizer, documents.texts, window_tokens=window, batch_size=config.batch_size)
         cloze = {
             language: answer(model, tokenizer, asked, window_tokens=window) for language, asked in questions.items()
@@ -372,7 +370,7 @@ def _as_result(
     hits = [hit for language in cloze.get(first, {}).values() for hit in language]
     if hits:
         share = wilson_interval(sum(hits), len(hits))
-        scalars["cloze_accuracy"] = Scalar(value=share.value, low=share.low, high=share.high)
+        scalars["cloze_accuracy"] = Scalar.of(share)
         tables["cloze"] = _cloze_table(cloze)
     if config.benchmarks:
         tables["benchmarks"] = benchmark_table(dict(benchmarks))
@@ -388,7 +386,7 @@ def _as_result(
 
 
 def _scalar(interval: Interval) -> Scalar:
-    return Scalar(value=interval.value, low=interval.low, high=interval.high, unit="bits/byte")
+    return Scalar.of(interval, "bits/byte")
 
 
 def _verdicts(

@@ -201,7 +201,7 @@ def _as_result(run: Run, runs: Runs, found: Proposal, measured: Sequence[tuple[f
     }
     if len(measured) > 1:
         interval = paired_t_interval(*np.array(measured).T)
-        scalars["measured_gain"] = Scalar(value=interval.value, low=interval.low, high=interval.high, unit="nats")
+        scalars["measured_gain"] = Scalar.of(interval, "nats")
         if interval.low <= 0:
             doubts.append(f"new seeds do not confirm it ({interval.low:.4f} to {interval.high:.4f})")
     scalars["resolved"] = Scalar(value=not doubts)

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from polyloom.core.errors import UserError
 from polyloom.core.result import Cell, Result, Scalar, Series, Table
-from polyloom.data.text import by_language, read_documents, split_documents
+from polyloom.data.text import by_language, first_texts, read_documents, split_documents
 from polyloom.methods.pretrain.config import CoordinateCheckConfig, PredictConfig, PretrainStudyConfig, SearchConfig
 from polyloom.methods.pretrain.coordinates import run_coordinate_check
 from polyloom.methods.pretrain.laws import TARGET_FACTOR
@@ -20,7 +19,7 @@ from polyloom.methods.pretrain.proxies import world_family
 from polyloom.methods.pretrain.searching import FORMS, shifts, transfer_losses
 from polyloom.metrics.language_model import gzip_scores, score_documents
 from polyloom.metrics.statistics import ratio_interval
-from polyloom.models.device import autocast, choose_device, pin_threads
+from polyloom.models.device import autocast, pin_threads
 from polyloom.models.load import load_model, load_tokenizer, save_model
 from polyloom.models.tokenizers import compression
 from polyloom.runs.folder import Run
@@ -114,19 +113,13 @@ def _texts(config: PretrainStudyConfig, budget: Budget) -> tuple[Texts, Texts]:
         train_texts = world.text_corpus(config.languages, budget.num_characters, config.seed, "train")
         return train_texts, world.text_corpus(config.languages, budget.test_characters, config.seed, "test")
     documents = split_documents(read_documents(config.text))
-    test = {language: _cut(texts, budget.test_characters) for language, texts in by_language(documents["test"]).items()}
+    test = {
+        language: first_texts(texts, budget.test_characters)
+        for language, texts in by_language(documents["test"]).items()
+    }
     if not test:
         raise UserError("too little text to hold some back for a test.", where="--text", hint="Give more text.")
     return by_language(documents["train"]), test
-
-
-def _cut(texts: list[str], num_characters: int) -> list[str]:
-    kept: list[str] = []
-    for text in texts:
-        if kept and sum(map(len, kept)) + len(text) > num_characters:
-            break
-        kept.append(text[: 4 * num_characters])
-    return kept
 
 
 def _model(config: PretrainStudyConfig, run: Run, budget: Budget, texts: Texts) -> str:
@@ -142,13 +135,12 @@ def _model(config: PretrainStudyConfig, run: Run, budget: Budget, texts: Texts) 
 
 def _measure(source: str, train_texts: Texts, test_texts: Texts) -> list[dict[str, Any]]:
     """Return, for each language, nats by document of the model and of gzip, sizes, and what the tokenizer does."""
-    model = load_model(Path(source) if Path(source).is_dir() else source)
-    nn.Module.to(model, choose_device())
+    model = load_model(Path(source) if Path(source).is_dir() else source, device="auto")
     tokenizer = load_tokenizer(source, model)
     rates = compression(tokenizer, test_texts)
     rows = []
     for language, texts in test_texts.items():
-        with autocast(choose_device()):
+        with autocast(model.device):
             own = score_documents(model, tokenizer, texts, window_tokens=WINDOW_TOKENS)
         gzip = gzip_scores(train_texts.get(language, []), texts)
         rate = rates[language]

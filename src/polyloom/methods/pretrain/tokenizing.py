@@ -213,7 +213,7 @@ def _as_result(
     sizes = [n for one in ours for n in one.num_bytes]
     ratio = ratio_interval(tokens, sizes, seed=config.seed)
     scalars = {
-        "tokens_per_byte": Scalar(value=ratio.value, low=ratio.low, high=ratio.high, unit="tokens/byte"),
+        "tokens_per_byte": Scalar.of(ratio, "tokens/byte"),
         "vocabulary": Scalar(value=num_tokens, unit="tokens"),
         "round_trip_failures": Scalar(value=num_failures),
         "parity": Scalar(value=_parity(measured[OURS])),
@@ -230,7 +230,7 @@ def _as_result(
         verdicts.append(
             f"Beside {name}: {word} tokens per byte ({gain.value:+.4f}, {gain.low:+.4f} to {gain.high:+.4f})."
         )
-        scalars[f"saved_against_{number}"] = Scalar(value=gain.value, low=gain.low, high=gain.high, unit="tokens/byte")
+        scalars[f"saved_against_{number}"] = Scalar.of(gain, "tokens/byte")
         scalars[f"parity_{number}"] = Scalar(value=_parity(other))
     artifacts = {}
     if out.is_relative_to(run.path):

@@ -240,12 +240,10 @@ def native_values(tensors: dict[str, Tensor], source: Source) -> Callable[[str],
 
 def _held_out(config: TrainVerbConfig, data: TrainingData, folder: Path) -> list[list[Any]]:
     """Score held-out documents: rows of source, bits per byte, bytes, documents."""
-    device = choose_device()
-    model = load_model(folder)
-    nn.Module.to(model, device)
+    model = load_model(folder, device="auto")
     rows: list[list[Any]] = []
     for source, texts in held_out_texts(config).items():
-        with autocast(device):
+        with autocast(model.device):
             scores = score_documents(model, data.tokenizer, texts, window_tokens=config.window_tokens)
         num_bytes = sum(score.num_bytes for score in scores)
         if num_bytes:

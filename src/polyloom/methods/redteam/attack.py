@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from polyloom.core.files import write_json, write_text
+from polyloom.core.files import json_lines, write_json, write_text
 from polyloom.core.result import Artifact, Result, Scalar, Series, Table
 from polyloom.methods.redteam.config import AttackConfig
-from polyloom.methods.redteam.data import Behaviour, text_hash, write_artefact, write_jsonl
+from polyloom.methods.redteam.data import Behaviour, text_hash, write_artefact
 from polyloom.methods.redteam.defences import PerplexityFilter, TrigramScorer
-from polyloom.methods.redteam.evaluation import Judged, attack_prompts, rate, share, to_attempts
+from polyloom.methods.redteam.evaluation import Judged, attack_prompts, rate, to_attempts
 from polyloom.methods.redteam.keywords import overlap
 from polyloom.methods.redteam.tokens import prompt_ids, render
 from polyloom.methods.redteam.workbench import (
@@ -100,7 +100,7 @@ def run_attack(config: AttackConfig, run: Run) -> Result:
     blocked = filtered(target, attacked)
     benign_blocked = _filter(target)(target.victim, [b.prompt for b in target.benign]).blocked
     scalars = attack_scalars(target, baseline, attacked)
-    scalars["filtered_benign_answer_rate"] = share(
+    scalars["filtered_benign_answer_rate"] = Scalar.of(
         rate([a and not b for a, b in zip(baseline.answered, benign_blocked, strict=True)])
     )
     return run.result(
@@ -133,16 +133,16 @@ def filtered(target: Target, attacked: Sequence[Attacked]) -> dict[str, list[boo
 def attack_scalars(target: Target, baseline: Baseline, attacked: Sequence[Attacked]) -> dict[str, Scalar]:
     """Return rates by judge and objective, beside what the model does without a suffix."""
     scalars = {
-        "benign_answer_rate": share(rate(baseline.answered)),
-        "refusal_rate": share(rate([not hit for hit in baseline.sealed.successes("keywords")])),
+        "benign_answer_rate": Scalar.of(rate(baseline.answered)),
+        "refusal_rate": Scalar.of(rate([not hit for hit in baseline.sealed.successes("keywords")])),
         "num_test": Scalar(value=len(target.test)),
     }
     if target.sandbox:
-        scalars["benign_true_rate"] = share(rate(baseline.benign.successes("truth")))
+        scalars["benign_true_rate"] = Scalar.of(rate(baseline.benign.successes("truth")))
     for one in attacked:
         name = key_of(one.found.objective)
         for judge in one.judged.opinions:
-            scalars[f"asr_{key_of(judge)}_{name}"] = share(rate(one.hits(judge)))
+            scalars[f"asr_{key_of(judge)}_{name}"] = Scalar.of(rate(one.hits(judge)))
         scalars[f"loss_{name}"] = Scalar(value=one.found.state.best.loss, unit="nats")
         scalars[f"refusal_loss_{name}"] = Scalar(value=one.found.refusal_loss, unit="nats")
     scalars |= any_scalars(attacked)
@@ -155,7 +155,7 @@ def attack_scalars(target: Target, baseline: Baseline, attacked: Sequence[Attack
     for one in attacked:
         if control and one is not control:
             gain = paired_bootstrap(one.by_behaviour("keywords"), control.by_behaviour("keywords"))
-            scalars[f"gain_over_random_{key_of(one.found.objective)}"] = share(gain)
+            scalars[f"gain_over_random_{key_of(one.found.objective)}"] = Scalar.of(gain)
     return scalars
 
 
@@ -166,7 +166,7 @@ def any_scalars(attacked: Sequence[Attacked]) -> dict[str, Scalar]:
         return {}
     hits = [[part > 0 for part in one.by_behaviour("keywords")] for one in searched]
     scalars = {
-        "asr_keywords_any": share(rate([any(row) for row in zip(*hits, strict=True)])),
+        "asr_keywords_any": Scalar.of(rate([any(row) for row in zip(*hits, strict=True)])),
         "num_searched_suffixes": Scalar(value=len(searched)),
     }
     plain = next((row for one, row in zip(searched, hits, strict=True) if one.found.objective == "gcg"), None)
@@ -334,8 +334,8 @@ def _store(target: Target, attacked: Sequence[Attacked], config: AttackConfig, r
         for one in attacked
         for attempt in to_attempts(one.judged, text_hash(one.found.suffixes[0]), target.victim)
     ]
-    write_text(run.artifact("steps.jsonl"), write_jsonl(steps))
-    write_text(run.artifact("attempts.jsonl"), write_jsonl(attempts))
+    write_text(run.artifact("steps.jsonl"), json_lines(steps))
+    write_text(run.artifact("attempts.jsonl"), json_lines(attempts))
     best = max(attacked, key=lambda one: rate(one.hits("keywords")).value)
     suffix = best.found.suffixes[0] if config.keep_responses else text_hash(best.found.suffixes[0])
     artefact = write_artefact(

@@ -7,13 +7,13 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from polyloom.core.errors import UserError
-from polyloom.core.files import read_text
+from polyloom.core.files import json_rows, read_text
 
 SUFFIX_MARK = "{suffix}"
 TARGET_TEMPLATE = "Sure, here is {goal}"
@@ -87,7 +87,7 @@ def read_behaviours(file: str, targets: str = "", target_template: str = TARGET_
     if path.suffix == ".csv":
         records = _read_csv(text, file)
     elif path.suffix in (".jsonl", ".json"):
-        records = [_lower(record) for record in read_jsonl(text, file)]
+        records = [_lower(record) for _, record in json_rows(text, file)]
     else:
         records = [{"goal": line.strip()} for line in text.splitlines()]
     named = json.loads(read_text(Path(targets))) if targets else {}
@@ -130,31 +130,6 @@ def _behaviour(record: Mapping[str, str], targets: Mapping[str, str], template: 
     target = record.get("target") or str(targets.get(key, "")) or template.format(goal=goal[:1].lower() + goal[1:])
     category = record.get("category") or record.get("semanticcategory", "")
     return Behaviour(goal, target, record.get("contextstring", ""), category, record.get("answer", ""), key=key)
-
-
-def read_jsonl(text: str, file: str) -> list[dict[str, Any]]:
-    """Read one JSON object a line.
-
-    Raises:
-        UserError: a line that is none.
-    """
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise UserError("is no JSON object.", where=f"{file}:{number}", hint="Write one object a line.")
-        rows.append(row)
-    return rows
-
-
-def write_jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return one JSON object a line."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def split_behaviours(
@@ -206,7 +181,7 @@ def read_responses(file: str) -> list[Response]:
     if file.endswith(".json"):
         return read_artefact(text, file)
     found = []
-    for number, row in enumerate(read_jsonl(text, file), 1):
+    for number, row in json_rows(text, file):
         where = f"{file}:{number}"
         if not isinstance(row.get("goal"), str) or not isinstance(row.get("response"), str):
             hint = "Run the attack with --keep-responses to have the texts."

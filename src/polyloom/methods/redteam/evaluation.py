@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from polyloom.core.result import Scalar
 from polyloom.generation.decode import Decoding, decode
 from polyloom.methods.redteam.data import Attempt, Behaviour, Response
 from polyloom.methods.redteam.judges import Judge, Opinion, Verdict, ensemble, judge_all
@@ -103,11 +102,6 @@ def attack_prompts(behaviours: Sequence[Behaviour], suffix: str) -> list[str]:
 def rate(hits: Sequence[bool]) -> Interval:
     """Return a share with its Wilson interval."""
     return wilson_interval(sum(hits), len(hits))
-
-
-def share(interval: Interval) -> Scalar:
-    """Return an interval as a scalar."""
-    return Scalar(value=interval.value, low=interval.low, high=interval.high)
 
 
 def rate_row(name: str, hits: Mapping[str, Sequence[bool]]) -> list[str | float | int | bool | None]:

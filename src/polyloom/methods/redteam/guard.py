@@ -35,7 +35,6 @@ from polyloom.methods.redteam.evaluation import (
     attack_prompts,
     judge_responses,
     rate,
-    share,
 )
 from polyloom.methods.redteam.hardening import train_refusals
 from polyloom.methods.redteam.judges import FormJudge, Judge, load_judge
@@ -119,7 +118,7 @@ def make_defences(target: Target, config: DefendConfig) -> dict[str, Defend]:
     """
     scorer: TextScorer = TrigramScorer(target.victim.tokenizer).fit(target.clean[::2])
     if config.scorer:
-        model = load_model(config.scorer)
+        model = load_model(config.scorer, device=config.device)
         scorer = ModelScorer(model, load_tokenizer(config.scorer, model))
     clean = tuple(target.clean[1::2] or target.clean)
     smooth = SmoothLLM(
@@ -228,10 +227,10 @@ def defence_scalars(rows: Sequence[Defended]) -> dict[str, Scalar]:
     scalars = {}
     for one in rows:
         name = key_of(one.name)
-        scalars[f"asr_keywords_{name}"] = share(rate(one.attack.successes("keywords")))
-        scalars[f"benign_answer_rate_{name}"] = share(rate(one.benign.successes("keywords")))
+        scalars[f"asr_keywords_{name}"] = Scalar.of(rate(one.attack.successes("keywords")))
+        scalars[f"benign_answer_rate_{name}"] = Scalar.of(rate(one.benign.successes("keywords")))
         if "truth" in one.attack.opinions:
-            scalars[f"asr_truth_{name}"] = share(rate(one.attack.successes("truth")))
+            scalars[f"asr_truth_{name}"] = Scalar.of(rate(one.attack.successes("truth")))
     return scalars
 
 
@@ -280,7 +279,7 @@ def run_defend(config: DefendConfig, run: Run) -> Result:
     scorer = TrigramScorer(target.victim.tokenizer).fit(target.clean[::2])
     warning = "" if config.scorer else scorer_warning(scorer, target.clean[1::2], len(target.victim.tokenizer))
     return run.result(
-        scalars={"benign_answer_rate": share(rate(baseline.answered)), **defence_scalars(rows)},
+        scalars={"benign_answer_rate": Scalar.of(rate(baseline.answered)), **defence_scalars(rows)},
         tables={"defences": defence_table(rows)},
         series=defence_series(rows),
         verdicts=[*baseline.warnings, *defence_verdicts(rows)],
@@ -321,12 +320,12 @@ def run_gate(config: GateConfig, run: Run) -> Result:
         else None
     )
     scalars = {
-        "asr_keywords": share(asr),
-        "overrefusal": share(overrefusal),
+        "asr_keywords": Scalar.of(asr),
+        "overrefusal": Scalar.of(overrefusal),
         "passed": Scalar(value=all(ok for ok, _ in checks)),
     }
     if guard:
-        scalars["asr_keywords_filtered"] = share(rate(guard.attack.successes("keywords")))
+        scalars["asr_keywords_filtered"] = Scalar.of(rate(guard.attack.successes("keywords")))
     result = run.result(
         scalars=scalars,
         tables={

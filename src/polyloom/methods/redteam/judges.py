@@ -233,18 +233,12 @@ def load_nli(folder: str, batch_size: int = 16) -> Entail:
         UserError: not a classifier with contradiction, neutral and entailment.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
 
-    from polyloom.models.load import load_tokenizer
+    from polyloom.models.load import load_model, load_tokenizer
 
-    tokenizer = load_tokenizer(folder)
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, use_safetensors=True, local_files_only=Path(folder).is_dir()
-        )
-    except (OSError, ValueError) as error:
-        raise UserError("is no sequence classifier.", where=folder, hint="Name an NLI model.") from error
-    labels = {str(name).lower(): int(i) for i, name in model.config.id2label.items()}
+    model, tokenizer = load_model(folder, "classifier", device="auto"), load_tokenizer(folder)
+    names: dict[int, str] = model.config.id2label  # type: ignore[assignment]
+    labels = {str(name).lower(): int(i) for i, name in names.items()}
     order = [i for word in ("contradiction", "neutral", "entailment") for name, i in labels.items() if word in name]
     if len(order) != 3:
         raise UserError(
@@ -258,7 +252,7 @@ def load_nli(folder: str, batch_size: int = 16) -> Entail:
             part = pairs[start : start + batch_size]
             inputs = tokenizer(
                 [a for a, _ in part], [b for _, b in part], padding=True, truncation=True, return_tensors="pt"
-            )
+            ).to(model.device)
             found += [(p[0], p[1], p[2]) for p in model(**inputs).logits.softmax(dim=-1)[:, order].tolist()]
         return found
 

@@ -239,28 +239,24 @@ def _objectives(measured: Sequence[Measured], part: str) -> list[str]:
     return [one["objective"] for one in measured[0][part]]
 
 
-def _scalar(found: Interval) -> Scalar:
-    return Scalar(value=found.value, low=found.low, high=found.high)
-
-
 def _scalars(measured: Sequence[Measured]) -> dict[str, Scalar]:
     scalars = {
-        "benign_answer_rate": _scalar(over_seeds([one["answered"] for one in measured])),
-        "benign_true_rate": _scalar(over_seeds([one["correct"] for one in measured])),
-        "refusal_rate": _scalar(over_seeds([[not hit for hit in one["sealed"]] for one in measured])),
+        "benign_answer_rate": Scalar.of(over_seeds([one["answered"] for one in measured])),
+        "benign_true_rate": Scalar.of(over_seeds([one["correct"] for one in measured])),
+        "refusal_rate": Scalar.of(over_seeds([[not hit for hit in one["sealed"]] for one in measured])),
     }
     for part in ("light", "hardened"):
         for name in _objectives(measured, part):
             for judge, short in (("keywords", "opened"), ("truth", "true"), ("ensemble:majority", "majority")):
-                scalars[f"{short}_{part}_{key_of(name)}"] = _scalar(_pooled(measured, part, name, judge))
+                scalars[f"{short}_{part}_{key_of(name)}"] = Scalar.of(_pooled(measured, part, name, judge))
     for name in SEARCHED:
-        scalars[f"gain_over_random_{key_of(name)}"] = _scalar(gain(measured, name))
+        scalars[f"gain_over_random_{key_of(name)}"] = Scalar.of(gain(measured, name))
     for name in ("gcg", "dsn(10)"):
-        scalars[f"hardening_{key_of(name)}"] = _scalar(hardening(measured, name))
+        scalars[f"hardening_{key_of(name)}"] = Scalar.of(hardening(measured, name))
     lower = [_find(one, "light", "dsn(10)")["refusal"] < _find(one, "light", "gcg")["refusal"] for one in measured]
     scalars["seeds_refusal_lower_dsn_10"] = Scalar(value=sum(lower), unit=f"of {len(lower)} seeds")
     trained = [one["defences"][-1] for one in measured]
-    scalars["benign_answer_rate_hardened"] = _scalar(over_seeds([one["benign"] for one in trained]))
+    scalars["benign_answer_rate_hardened"] = Scalar.of(over_seeds([one["benign"] for one in trained]))
     scalars |= _proofs(measured)
     scalars["loss_success_spearman"] = Scalar(value=_mismatch(measured))
     for judge in measured[0]["judges"]["verdicts"]:

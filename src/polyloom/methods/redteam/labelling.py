@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from polyloom.core.errors import UserError
-from polyloom.core.files import read_text
+from polyloom.core.files import json_lines, json_rows, read_text
 from polyloom.core.seeding import numpy_generator
-from polyloom.methods.redteam.data import Response, read_jsonl, read_responses, text_hash, write_jsonl
+from polyloom.methods.redteam.data import Response, read_responses, text_hash
 from polyloom.metrics import agreement
 from polyloom.metrics.statistics import Interval
 
@@ -57,12 +57,12 @@ def read_items(path: Path, judged: Path | None = None) -> tuple[list[Item], list
     if path.suffix == ".json":
         verdicts = [{} if one.label is None else {"artefact": bool(one.label)} for one in responses]
     else:
-        rows = read_jsonl(read_text(path, encoding="utf-8-sig"), str(path))
-        verdicts = [_verdicts(row.get("verdicts")) for row in rows]
+        rows = json_rows(read_text(path, encoding="utf-8-sig"), path)
+        verdicts = [_verdicts(row.get("verdicts")) for _, row in rows]
     if judged is not None:
         told = {
             (row.get("goal"), row.get("response_sha256")): _verdicts(row.get("verdicts"))
-            for row in read_jsonl(read_text(judged), str(judged))
+            for _, row in json_rows(read_text(judged), judged)
         }
         verdicts = [told.get((one.goal, text_hash(one.response)), {}) for one in responses]
     items: dict[tuple[str, str], tuple[Item, Response]] = {}
@@ -161,7 +161,7 @@ def label_lines(responses: Mapping[str, Response], labels: Mapping[str, Mapping[
         responses: of each item.
         labels: item to label, of each person.
     """
-    return write_jsonl(
+    return json_lines(
         {"goal": responses[item].goal, "response": responses[item].response, "label": int(label), "annotator": person}
         for person, given in sorted(labels.items())
         for item, label in sorted(given.items())

@@ -8,13 +8,13 @@ from functools import partial
 import numpy as np
 
 from polyloom.core.errors import Stopped, UserError
-from polyloom.core.files import write_text
+from polyloom.core.files import json_lines, write_text
 from polyloom.core.result import Artifact, Result, Scalar, Series, Table
 from polyloom.methods.redteam.attack import bars, key_of
 from polyloom.methods.redteam.checks import coverage, votes_out_of_order
 from polyloom.methods.redteam.config import AgreeConfig, AttackConfig, JudgeConfig
-from polyloom.methods.redteam.data import Response, read_responses, text_hash, write_jsonl
-from polyloom.methods.redteam.evaluation import Judged, as_responses, attack_prompts, rate, share
+from polyloom.methods.redteam.data import Response, read_responses, text_hash
+from polyloom.methods.redteam.evaluation import Judged, as_responses, attack_prompts, rate
 from polyloom.methods.redteam.judges import (
     NO_REPLY,
     Judge,
@@ -101,7 +101,7 @@ def run_judge(config: JudgeConfig, run: Run) -> Result:
         rows.append(
             [name, found.value, found.low, found.high, verdicts.count(None), "; ".join(reasons), flips.get(name)]
         )
-        scalars[f"asr_{key_of(name)}"] = share(found)
+        scalars[f"asr_{key_of(name)}"] = Scalar.of(found)
         scalars[f"undecided_{key_of(name)}"] = Scalar(value=verdicts.count(None))
         if flips.get(name) is not None:
             scalars[f"injection_flips_{key_of(name)}"] = Scalar(value=flips[name])
@@ -111,7 +111,7 @@ def run_judge(config: JudgeConfig, run: Run) -> Result:
         | {"verdicts": {name: opinions[i].verdict for name, opinions in judged.opinions.items()}}
         for i, one in enumerate(responses)
     ]
-    write_text(run.artifact("verdicts.jsonl"), write_jsonl(lines))
+    write_text(run.artifact("verdicts.jsonl"), json_lines(lines))
     undecided = sum(judged.verdicts(judge.name).count(None) for judge in judges)
     if len(members) > 1:
         votes = {name: judged.verdicts(name) for name in judged.opinions}
@@ -187,7 +187,7 @@ def run_agree(config: AgreeConfig, run: Run) -> Result:
     _weighted(judged, members, truth, fit)
     others = ask_judges(judges, read_responses(config.responses), members, run) if config.responses else judged
     annotators = krippendorff_of(responses) if config.labels else None
-    scalars: dict[str, Scalar] = {"num_labels": Scalar(value=len(truth)), "label_rate": share(rate(truth))}
+    scalars: dict[str, Scalar] = {"num_labels": Scalar(value=len(truth)), "label_rate": Scalar.of(rate(truth))}
     rows: list[list[str | int | float | bool | None]] = []
     corrected: dict[str, Interval] = {}
     names = list(judged.opinions)
@@ -199,7 +199,7 @@ def run_agree(config: AgreeConfig, run: Run) -> Result:
         )
         if found is not None:
             corrected[name] = found
-            scalars[f"corrected_rate_{key_of(name)}"] = share(found)
+            scalars[f"corrected_rate_{key_of(name)}"] = Scalar.of(found)
     if annotators is not None:
         scalars["krippendorff_alpha"] = Scalar(value=annotators)
     shares = (
@@ -277,7 +277,7 @@ def _agreement_row(
             labels, decided = [truth[i] for i in known], [verdicts[i] is True for i in known]
             found = agreement.agreement_interval(labels, decided, function, num_resamples=NUM_RESAMPLES, seed=seed)
         row.append(None if found is None else found.value)
-        scalars[f"{measure}_{key_of(name)}"] = Scalar(value=None) if found is None else share(found)
+        scalars[f"{measure}_{key_of(name)}"] = Scalar(value=None) if found is None else Scalar.of(found)
     scalars[f"undecided_{key_of(name)}"] = Scalar(value=len(truth) - len(known))
     return [*row, len(truth) - len(known)]
 

@@ -14,7 +14,7 @@ from polyloom.generation.chat import ask, complete_all
 from polyloom.generation.endpoints import connect
 from polyloom.methods.redteam.attack import LIMITATIONS, bars, key_of
 from polyloom.methods.redteam.config import TransferConfig
-from polyloom.methods.redteam.evaluation import Judged, as_responses, attack_prompts, judge_responses, rate, share
+from polyloom.methods.redteam.evaluation import Judged, as_responses, attack_prompts, judge_responses, rate
 from polyloom.methods.redteam.sandbox import LIGHT, train_victim
 from polyloom.methods.redteam.workbench import (
     Baseline,
@@ -84,7 +84,7 @@ def run_transfer(config: TransferConfig, run: Run) -> Result:
         ["benign answered", "(no suffix)", *(rate(clean[n].answered).value if n in clean else None for n in columns)]
     )
     scalars = {
-        f"asr_keywords_{key_of(row)}_on_{key_of(name)}": share(rate(cell.successes("keywords")))
+        f"asr_keywords_{key_of(row)}_on_{key_of(name)}": Scalar.of(rate(cell.successes("keywords")))
         for row, cells in matrix.items()
         for name, cell in cells.items()
         if name in found

@@ -27,7 +27,7 @@ from polyloom.methods.redteam.method import Objective, objective_loss
 from polyloom.methods.redteam.sandbox import HARDEN, LIGHT, Sandbox, answer_pattern, build_sandbox, entail, train_victim
 from polyloom.methods.redteam.search import Scorer, Search, Settings, Slot, State, run_search
 from polyloom.methods.redteam.tokens import TokenRules, banned_tokens, decode_suffix, make_prompts, use_template
-from polyloom.models.device import choose_device, pin_threads
+from polyloom.models.device import pin_threads
 from polyloom.models.load import embedding_rows, load_model, load_tokenizer, save_model
 from polyloom.models.tokenizers import encode
 from polyloom.runs.execute import write_report
@@ -116,8 +116,7 @@ def open_target(config: VictimConfig, run: Run) -> Target:
     found = read_behaviours(config.behaviours, config.targets, config.target_template)
     answered = read_behaviours(config.benign, target_template="")
     train, test = split_behaviours(found.rows, config.num_train, config.num_test)
-    model = load_model(config.model)
-    model.to(choose_device(config.device))  # type: ignore[arg-type]
+    model = load_model(config.model, device=config.device)
     if sum(p.numel() for p in model.parameters()) < SMALL_MODEL:
         pin_threads()
     tokenizer = load_tokenizer(config.model, model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from polyloom.core.errors import UserError
-from polyloom.core.files import write_json, write_text
+from polyloom.core.files import json_lines, write_json, write_text
 from polyloom.core.result import Artifact, Scalar
 from polyloom.core.seeding import python_random
 from polyloom.methods.select.config import RankConfig
@@ -111,7 +110,7 @@ def write_selection(
     }
     if config.num_examples:
         rows = _subset(config, target, pool, chosen, notes)
-        write_text(run.artifact("subset.jsonl"), "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows))
+        write_text(run.artifact("subset.jsonl"), json_lines(rows))
         artifacts["subset"] = Artifact(
             path="artifacts/subset.jsonl", media_type="application/jsonl", description="Training examples."
         )

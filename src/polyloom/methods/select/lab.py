@@ -286,7 +286,7 @@ def arm_scalars(rows: Sequence[Mapping[str, Any]]) -> dict[str, Scalar]:
         for name in dict.fromkeys(row["target"] for row in mine):
             interval = _interval([row for row in mine if row["target"] == name])
             if interval and len({row["target"] for row in rows}) > 1:
-                scalars[f"{arm}_rank_accuracy_{name}"] = Scalar(**vars(interval))
+                scalars[f"{arm}_rank_accuracy_{name}"] = Scalar.of(interval)
     return scalars
 
 
@@ -319,7 +319,7 @@ def difference_scalars(rows: Sequence[Mapping[str, Any]]) -> dict[str, Scalar]:
             a, b = [own[key] for key in keys], [values[key] for key in keys]
             suffix = f"_{name}" if name else ""
             key = f"selected_minus_{arm}{suffix}"
-            scalars[key] = Scalar(**vars(paired_t_interval(a, b))) if len(a) > 1 else Scalar(value=a[0] - b[0])
+            scalars[key] = Scalar.of(paired_t_interval(a, b)) if len(a) > 1 else Scalar(value=a[0] - b[0])
     return scalars
 
 

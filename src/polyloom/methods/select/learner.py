@@ -11,7 +11,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from polyloom.methods.select.data import Pool, PoolTask
 from polyloom.methods.select.tuning import definition_prompt, plain_prompt, pool_tokenizer, small_model
 from polyloom.methods.select.world_pool import world_examples
-from polyloom.models.device import choose_device
 from polyloom.models.load import load_model, load_tokenizer, model_kind
 from polyloom.training.config import TrainConfig
 
@@ -32,9 +31,7 @@ class Learner:
         """Return the model before tuning."""
         if self.source == "tiny":
             return small_model(len(self.tokenizer), seed)
-        model = load_model(self.source, model_kind(self.source))
-        model.to(choose_device())  # type: ignore[arg-type]
-        return model
+        return load_model(self.source, model_kind(self.source), device="auto")
 
     @property
     def prompt(self) -> Any:

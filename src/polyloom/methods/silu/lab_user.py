@@ -26,7 +26,7 @@ from polyloom.methods.silu.lab_result import Study, study_result
 from polyloom.methods.silu.lab_tasks import Metric, Task, Values
 from polyloom.methods.silu.lab_training import MAX_WIDENINGS, Advance, Plan, best_rate, schedule
 from polyloom.models.activations import Activation, Pointwise, resolve_activation
-from polyloom.models.device import choose_device, clock, torch_generator
+from polyloom.models.device import clock, torch_generator
 from polyloom.models.load import load_model, load_tokenizer
 from polyloom.runs.folder import Run
 
@@ -174,10 +174,9 @@ def build_from_model(source: str, data: Path, context: int = 64, batch_size: int
         return net(input_ids=tokens, labels=tokens).loss
 
     def build(activation: Activation | None, seed: int) -> tuple[nn.Module, Mapping[str, Sequence[Any]], Loss]:
-        model = load_model(source)
+        model = load_model(source, device="auto")
         if activation is not None:
             swap_activation(model, activation)
-        nn.Module.to(model, choose_device())
         return model, parts, loss
 
     return build

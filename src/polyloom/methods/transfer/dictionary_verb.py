@@ -127,7 +127,7 @@ def _induce(config: TransferDictionaryConfig, pairs: Sequence[Pair]) -> Dictiona
     from polyloom.methods.transfer.vectors import context_vectors
     from polyloom.models.load import load_model, load_tokenizer
 
-    model, tokenizer = load_model(config.model, "encoder"), load_tokenizer(config.model)
+    model, tokenizer = load_model(config.model, "encoder", device="auto"), load_tokenizer(config.model)
     links = align(pairs, lambda texts: context_vectors(model, tokenizer, texts, config.layer), config.method)
     return induce_from_links(pairs, links, options)
 
@@ -167,7 +167,7 @@ def _score_reference(found: Dictionary, config: TransferDictionaryConfig) -> _Pa
     same = wilson_interval(score.num_same_form, score.num_known)
     scalars = {
         "precision_at_1": Scalar(value=score.precision, low=interval.low, high=interval.high),
-        "precision_at_1_any_form": Scalar(value=same.value, low=same.low, high=same.high),
+        "precision_at_1_any_form": Scalar.of(same),
         "num_in_reference": Scalar(value=score.num_known),
     }
     wrong = Table(

@@ -206,12 +206,10 @@ def choose_labels(decoder: str, prompts: Sequence[str], labels: Sequence[str]) -
         labels: the classes.
     """
     from polyloom.generation.scoring import score_continuations
-    from polyloom.models.device import choose_device
     from polyloom.models.load import load_model, load_tokenizer
 
-    model = load_model(decoder)
+    model = load_model(decoder, device="auto")
     tokenizer = load_tokenizer(decoder, model)
-    model.to(choose_device("auto"))  # type: ignore[arg-type]
     texts = [_open_end(tokenizer(f"{prompt}Label:")["input_ids"], tokenizer.eos_token_id) for prompt in prompts]
     answers = [tokenizer(f" {label}", add_special_tokens=False)["input_ids"] for label in labels]
     scores = score_continuations(

@@ -81,7 +81,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 def as_scalar(found: Interval, unit: str = "%") -> Scalar:
     """Return an interval as a scalar."""
-    return Scalar(value=found.value, low=found.low, high=found.high, unit=unit)
+    return Scalar.of(found, unit)
 
 
 def target_means(outcomes: Sequence[Outcome], targets: Sequence[str], metric: str) -> list[float]:

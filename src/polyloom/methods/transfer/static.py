@@ -5,8 +5,6 @@ Source: Conneau et al. (2018), arXiv 1710.04087, cross-domain similarity local s
 
 from __future__ import annotations
 
-import gzip
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +13,8 @@ from numpy.typing import NDArray
 
 from polyloom.core.errors import UserError
 from polyloom.data.dictionaries import Dictionary, Translation
+from polyloom.data.word_vectors import Matrix, read_word_vectors
 
-Matrix = NDArray[np.float32]
 NUM_NEIGHBOURS = 10
 BLOCK = 1000
 
@@ -29,37 +27,13 @@ class Vectors(NamedTuple):
 
 
 def read_vectors(path: Path, most: int) -> Vectors:
-    """Read word vectors in text: `word x1 ... xd` a line, with or without a first line of sizes; gzip is opened.
-
-    Args:
-        path: the file.
-        most: words that are read; files list them by frequency.
+    """Read the first `most` words of a file and their vectors, scaled to length 1.
 
     Raises:
-        UserError: unreadable, or a line of another length (file and line).
+        UserError: as `read_word_vectors`.
     """
-    words: list[str] = []
-    rows: list[Matrix] = []
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(islice(lines, most + 1), start=1):
-                word, _, rest = line.rstrip("\n").partition(" ")
-                row = np.asarray(rest.split(), dtype=np.float32)
-                if number == 1 and len(row) == 1:
-                    continue
-                if not len(row) or (rows and len(row) != len(rows[0])):
-                    what = f"has {len(row)} numbers, the first line {len(rows[0]) if rows else 'a word alone'}."
-                    raise UserError(what, where=f"{path}:{number}", hint="Write a word and its vector.")
-                words.append(word)
-                rows.append(row)
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror or error}).", where=str(path)) from error
-    except ValueError as error:
-        raise UserError(f"holds no word vectors ({error}).", where=f"{path}:{len(words) + 1}") from error
-    if not rows:
-        raise UserError("holds no word vectors.", where=str(path))
-    matrix = np.stack(rows[:most])
-    return Vectors(tuple(words[:most]), matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-9))
+    found = read_word_vectors(path, most=most)
+    return Vectors(found.words, found.matrix / np.maximum(np.linalg.norm(found.matrix, axis=1, keepdims=True), 1e-9))
 
 
 def csls_best(source: Matrix, target: Matrix) -> tuple[NDArray[np.int64], Matrix]:

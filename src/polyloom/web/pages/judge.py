@@ -13,8 +13,8 @@ from starlette.responses import RedirectResponse, Response
 
 from polyloom.core.config import make_config
 from polyloom.core.errors import UserError
+from polyloom.core.files import json_lines
 from polyloom.methods.redteam.config import AgreeConfig
-from polyloom.methods.redteam.data import write_jsonl
 from polyloom.methods.redteam.labelling import against_judges, agree_pairs, alpha
 from polyloom.runs.index import list_runs
 from polyloom.runs.store import Conflict, Stream
@@ -115,7 +115,7 @@ def redacted(request: Request, identity: str) -> Response:
     """Return the labels with hashes in the place of texts."""
     store = store_of(request)
     _, items = open_set(store, identity)
-    text = write_jsonl(redacted_lines(items, labels_of(store.entries(identity))))
+    text = json_lines(redacted_lines(items, labels_of(store.entries(identity))))
     headers = {"content-disposition": f'attachment; filename="{identity}.jsonl"'}
     return Response(text.encode("utf-8", "replace"), media_type="application/x-ndjson", headers=headers)
 

@@ -13,6 +13,7 @@ from polyloom.core.errors import UserError
 from polyloom.core.files import replace_atomically
 from polyloom.core.seeding import numpy_generator
 from polyloom.data.duplicates import hash_text, span_hashes
+from polyloom.metrics.agreement import auroc
 
 NUM_BUCKETS = 1 << 20
 NGRAMS = (2, 3, 4, 5)
@@ -65,7 +66,7 @@ class Fitted:
     """A model and how well it tells the two kinds apart on texts that it did not see."""
 
     model: QualityModel
-    auc: float
+    auc: float | None
     num_train: int
     num_held_out: int
 
@@ -95,7 +96,8 @@ def fit_quality(good: Sequence[str], other: Sequence[str], seed: int = 0, num_ep
     examples = [(*features(text), label) for text, label in train]
     model = _train(examples, seed, num_epochs)
     scores = [model.score(text) for text, _ in held_out]
-    return Fitted(model, auc(scores, [label for _, label in held_out]), len(train), len(held_out))
+    area = auroc([label for _, label in held_out], scores) if held_out else None
+    return Fitted(model, area, len(train), len(held_out))
 
 
 def _train(
@@ -117,15 +119,3 @@ def _train(
             offset_square += error * error
             offset -= 0.1 * error / float(np.sqrt(offset_square))
     return QualityModel(weights, offset)
-
-
-def auc(scores: Sequence[float], labels: Sequence[int]) -> float:
-    """Return the chance that a text of label 1 scores above one of label 0, ties counting half; NaN for one label."""
-    values = np.asarray(scores, dtype=float)
-    positive = np.asarray(labels, dtype=bool)
-    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
-    if not num_positive or not num_negative:
-        return float("nan")
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2.0)[inverse]
-    return float((ranks[positive].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))

@@ -176,8 +176,8 @@ def _planted_figures(planted: Planted, survivors: set[str]) -> dict[str, Scalar]
     merged = sum(not {planted_id(p.first), planted_id(p.second)} <= survivors for p in planted.far)
     both_gone = [p for p in planted.exact if not {planted_id(i) for i in p} & survivors]
     return {
-        "exact_removed": Scalar(value=exact.value, low=exact.low, high=exact.high),
-        "near_recall": Scalar(value=near.value, low=near.low, high=near.high),
+        "exact_removed": Scalar.of(exact),
+        "near_recall": Scalar.of(near),
         "false_merges": Scalar(value=merged + len(both_gone)),
         "near_pairs": Scalar(value=len(planted.near)),
         "far_pairs": Scalar(value=len(planted.far)),
@@ -246,7 +246,7 @@ def _measure_labelled(config: CorpusConfig, run: Run) -> Result:
     ]
     return run.result(
         scalars={
-            "language_id_accuracy": Scalar(value=accuracy.value, low=accuracy.low, high=accuracy.high),
+            "language_id_accuracy": Scalar.of(accuracy),
             "num_paragraphs": Scalar(value=total_paragraphs),
             "worst_language_loss": Scalar(value=worst[4]),
             "worst_language": Scalar(value=worst[0]),
