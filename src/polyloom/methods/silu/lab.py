@@ -15,7 +15,7 @@ from polyloom.methods.silu.lab_models import GATED, resolve_form
 from polyloom.methods.silu.lab_result import Study, study_result
 from polyloom.methods.silu.lab_tasks import Task, digits_task, shapes_task, text_task, world_texts
 from polyloom.methods.silu.lab_training import Init, Plan, run_unit
-from polyloom.methods.silu.memory import one_thread
+from polyloom.models.device import one_thread
 from polyloom.runs.folder import Run
 
 TaskName = Literal["digits", "shapes", "text"]
