@@ -100,5 +100,5 @@ CARD = RoomCard(
         Equation("votes of nearest instances", "baseline: instance retrieval", f"{_ROOM}.baselines:instance_votes"),
         Equation("cos(grad L_T, grad L_target)", "baseline: gradients", f"{_ROOM}.baselines:gradient_similarity"),
     ),
-    tour=TourStep(verb="study"),
+    tour=TourStep(verb="study", cpu_seconds=40),
 )
