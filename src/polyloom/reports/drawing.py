@@ -81,8 +81,11 @@ class Canvas:
 
     def svg(self) -> str:
         """Return the drawing as SVG."""
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+
         buffer = io.StringIO()
-        self.drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+        # `savefig` draws the same bytes, twice: once to lay the figure out, which drawing does by itself.
+        FigureCanvasSVG(self.drawing).print_svg(buffer, metadata={"Date": None, "Creator": None})
         return replace_texts(buffer.getvalue(), self.texts)
 
 
