@@ -121,7 +121,10 @@ class Trained:
 
         A matcher that was trained to compare vectors gives the cosine, in [-1, 1]. `numbered` is as in `outputs`.
         """
-        outputs = self.outputs(pairs, numbered)
+        return self.read(self.outputs(pairs, numbered))
+
+    def read(self, outputs: Floats) -> Floats:
+        """Turn what `outputs` gave into what `predict` returns."""
         if self.loss == "softmax":
             return softmax(outputs / self.temperature)
         if self.loss == "regression":
@@ -243,11 +246,12 @@ def class_numbers(trained: Trained, pairs: Pairs) -> NDArray[np.int64]:
     return np.asarray([trained.classes.index(pair.label) for pair in pairs.items])
 
 
-def calibrate(trained: Trained, valid: Pairs) -> None:
+def calibrate(trained: Trained, valid: Pairs, numbered: Sequence[list[int]] | None = None) -> None:
     """Choose on validation pairs what makes chances fit (the temperature), and from which score on a pair matches."""
+    outputs = trained.outputs(valid.items, numbered)
     if trained.loss == "softmax":
-        trained.temperature = fit_temperature(trained.outputs(valid.items), class_numbers(trained, valid))
-    match = None if trained.task == "scores" else match_scores(trained, trained.predict(valid.items))
+        trained.temperature = fit_temperature(outputs, class_numbers(trained, valid))
+    match = None if trained.task == "scores" else match_scores(trained, trained.read(outputs))
     positive = [is_positive(pair.label) for pair in valid.items]
     if match is not None and any(positive):
         trained.threshold = best_threshold(match, positive)
@@ -474,6 +478,6 @@ def fit(
                 break
     model.load_state_dict(kept)
     model.eval()
-    calibrate(trained, valid)
+    calibrate(trained, valid, judged)
     trained.seconds = time.process_time() - started
     return trained
