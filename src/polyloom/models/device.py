@@ -89,7 +89,7 @@ def keep_freed_memory() -> None:
     """Let the C library keep up to a gigabyte that tensors freed, for the tensors of the next step.
 
     By default it gives tensors of some megabytes back to the system, which clears every page of the next ones anew: a
-    tenth of the time of a tiny model's training step. Only glibc has the setting.
+    twentieth of the CPU time of many small models that train together. Only glibc has the setting.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

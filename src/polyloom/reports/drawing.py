@@ -85,7 +85,8 @@ class Canvas:
 
         buffer = io.StringIO()
         # `savefig` draws the same bytes, twice: once to lay the figure out, which drawing does by itself.
-        FigureCanvasSVG(self.drawing).print_svg(buffer, metadata={"Date": None, "Creator": None})
+        canvas = FigureCanvasSVG(self.drawing)
+        canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
         return replace_texts(buffer.getvalue(), self.texts)
 
 
