@@ -130,7 +130,11 @@ class _Steps:
         for worker in self._workers:
             worker.terminate()
         self._pool.shutdown()
-        for worker in self._workers:
+        # One that stands in for a worker that died is known to the queue alone.
+        while not self._idle.empty():
+            self._workers.append(self._idle.get())
+        for worker in dict.fromkeys(self._workers):
+            worker.terminate()
             worker.communicate()
 
 
