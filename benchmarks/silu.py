@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from polyloom.methods.silu.memory import Form, block_forms, make_block, output_and_gradients
 from polyloom.methods.silu.sheet import saved_tensors
 from polyloom.methods.silu.timing import Ratio, interleaved_ratios
-from polyloom.models.activations import ACTIVATIONS, Activation
-from polyloom.models.swiglu import saved_bytes
+from polyloom.models.activations import ACTIVATIONS, Activation, saved_bytes
 
 NUM_ELEMENTS = 2_800_000
 NAMES = ("relu", "silu", "gelu", "gelu_tanh", "hard_swish", "elu", "softplus", "tanh", "mish", "relu2")

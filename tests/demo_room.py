@@ -65,7 +65,7 @@ def run_die(config: DemoConfig, run: Run) -> Result:
     raise AssertionError
 
 
-def _card(name: str, step: str, order: int) -> RoomCard:
+def _card(name: str, step: str, order: int, *materials: str) -> RoomCard:
     verbs = {"count": run_count, "fail": run_fail, "refuse": run_refuse, "die": run_die, "study": run_count}
     return RoomCard(
         name=name,
@@ -77,11 +77,11 @@ def _card(name: str, step: str, order: int) -> RoomCard:
             for verb, run in verbs.items()
         ),
         order=order,
-        tour=TourStep(verb=step, inputs={"model": "model"}),
+        tour=TourStep(verb=step, inputs={name: name for name in materials}),
     )
 
 
-CARD = _card("demo", "study", 1)
+CARD = _card("demo", "study", 1, "model")
 CARDS = {card.name: card for card in (CARD, _card("broken", "fail", 2), _card("dying", "die", 3))}
 # Enough training to be killed in the middle of.
 TOUR_BUDGET: dict[str, Any] = {

@@ -14,8 +14,17 @@ from polyloom.models.device import (
     clock_unit,
     has_fast_bfloat16,
     pin_threads,
+    seed_generators,
     torch_generator,
 )
+
+
+def test_seeding_the_cpu_is_torchs_own_seeding() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2**63 - 1)
+        wanted = torch.rand(3)
+        seed_generators(2**63 - 1, torch.device("cpu"))
+        assert torch.equal(torch.rand(3), wanted)
 
 
 def test_the_cpu_is_always_there() -> None:

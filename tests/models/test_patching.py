@@ -25,8 +25,9 @@ from transformers import (
 )
 
 from polyloom.core.errors import UserError
+from polyloom.models.activations import saved_bytes
 from polyloom.models.patching import gated_blocks, is_silu, patch_mlp, unpatch_mlp
-from polyloom.models.swiglu import SwiGLU, saved_bytes
+from polyloom.models.swiglu import SwiGLU
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 61,

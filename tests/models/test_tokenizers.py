@@ -9,7 +9,14 @@ from transformers import PreTrainedTokenizerFast
 
 from polyloom.core.errors import UserError
 from polyloom.models.load import load_tokenizer
-from polyloom.models.tokenizers import compression, encode, sample_texts, temperature_weights, train_tokenizer
+from polyloom.models.tokenizers import (
+    compression,
+    encode,
+    encode_all,
+    sample_texts,
+    temperature_weights,
+    train_tokenizer,
+)
 
 TEXTS = ["the cat sat on the mat", "die Katze saß auf der Matte 2024", "猫はマットの上に座った。", "кошка сидела"] * 3
 TOKENIZER = train_tokenizer(TEXTS, 320)
@@ -22,6 +29,11 @@ CHARACTERS = st.characters(exclude_categories=["Cs"])
 def test_any_text_comes_back(text: str) -> None:
     for tokenizer in (TOKENIZER, DIGITS):
         assert tokenizer.decode(encode(tokenizer, text)) == text
+
+
+@given(st.lists(st.one_of(st.text(CHARACTERS), st.just("a </s><pad> b"))))
+def test_many_texts_are_encoded_as_one_by_one(texts: list[str]) -> None:
+    assert encode_all(TOKENIZER, texts) == [encode(TOKENIZER, text) for text in texts]
 
 
 @pytest.mark.parametrize("plane", range(17))

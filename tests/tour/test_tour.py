@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 
 import pytest
 
@@ -58,9 +59,17 @@ def test_a_failing_and_a_dying_room_are_reported_and_the_tour_goes_on(cli, demo,
     assert status["broken"] == ["failed", "a defect"]
     assert status["dying"][0] == "failed"
     assert "SIGKILL" in status["dying"][1]
+    # What takes no model begins while the model is trained.
+    trained = datetime.fromtimestamp(json.loads(_last_line(tmp_path / "runs" / "t" / "metrics.jsonl"))["time"], UTC)
+    begun = {name: datetime.fromisoformat(read_manifest(tmp_path / "runs" / f"t-{name}").created) for name in status}
+    assert begun["broken"] < trained < begun["demo"]
     page = (tmp_path / "runs" / "t" / "report.html").read_text()
     assert "a defect" in page
     assert "SIGKILL" in page
+
+
+def _last_line(path):
+    return path.read_text().splitlines()[-1]
 
 
 def test_the_users_model_and_text_are_taken(cli, demo, tmp_path):

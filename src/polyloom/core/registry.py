@@ -51,11 +51,12 @@ class TourStep:
     """A room's step of the tour: the verb, and which of the tour's materials its configuration takes.
 
     `inputs` maps a field of the configuration to one of the tour's materials: `model` (a folder), `text` (files),
-    `languages` (codes).
+    `languages` (codes). `cpu_seconds` says roughly what the quick step takes: the tour starts the longest first.
     """
 
     verb: str = "study"
     inputs: dict[str, str] = field(default_factory=dict)
+    cpu_seconds: float = 30.0
 
 
 @dataclass(frozen=True)

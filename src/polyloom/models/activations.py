@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -338,3 +338,28 @@ def _check_gradient(function: Callable[[Tensor], Any], name: str) -> None:
         raise UserError(f"has a NaN gradient at x = {x.detach()[bad][0].item():g}.", where=name)
     if not gradient.any():
         raise UserError("is not differentiable: its gradient is 0 everywhere.", where=name)
+
+
+def saved_bytes(compute: Callable[[], Tensor], exclude: Iterable[Tensor] = ()) -> int:
+    """Count what autograd keeps for the backward pass of a computation.
+
+    Args:
+        compute: runs the forward pass and returns its output.
+        exclude: tensors that exist anyway (parameters, the input): their storages are not counted.
+
+    Returns:
+        Bytes of the distinct storages that passed `torch.autograd.graph.saved_tensors_hooks`.
+    """
+    known = {tensor.untyped_storage().data_ptr() for tensor in exclude}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = compute()
+    del output
+    return sum(kept.values())

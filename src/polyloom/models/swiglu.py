@@ -14,7 +14,6 @@ through a retained graph is right.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyloom.core.errors import UserError
-from polyloom.models.activations import Pointwise
+from polyloom.models.activations import Pointwise, saved_bytes
 
 if torch.distributed.is_available():
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
@@ -292,31 +291,6 @@ def split_gate_up(gate_up: Tensor) -> tuple[Tensor, Tensor]:
         raise UserError(f"a fused gate and up has an even last dimension; this one has {gate_up.shape[-1]}.")
     gate, up = gate_up.chunk(2, dim=-1)
     return gate, up
-
-
-def saved_bytes(compute: Callable[[], Tensor], exclude: Iterable[Tensor] = ()) -> int:
-    """Count what autograd keeps for the backward pass of a computation.
-
-    Args:
-        compute: runs the forward pass and returns its output.
-        exclude: tensors that exist anyway (parameters, the input): their storages are not counted.
-
-    Returns:
-        Bytes of the distinct storages that passed `torch.autograd.graph.saved_tensors_hooks`.
-    """
-    known = {tensor.untyped_storage().data_ptr() for tensor in exclude}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = compute()
-    del output
-    return sum(kept.values())
 
 
 def saved_units(block: nn.Module, x: Tensor, intermediate_size: int) -> float:

@@ -81,8 +81,12 @@ class Canvas:
 
     def svg(self) -> str:
         """Return the drawing as SVG."""
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+
         buffer = io.StringIO()
-        self.drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+        # `savefig` draws the same bytes, twice: once to lay the figure out, which drawing does by itself.
+        canvas = FigureCanvasSVG(self.drawing)
+        canvas.print_svg(buffer, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
         return replace_texts(buffer.getvalue(), self.texts)
 
 

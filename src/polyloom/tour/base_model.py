@@ -58,17 +58,23 @@ def gather_text(config: TourConfig) -> Material:
     return Material(train_texts, {k: first_texts(v, budget.test_characters) for k, v in test_texts.items()}, [])
 
 
-def prepare_model(config: TourConfig, run: Run, material: Material) -> str:
-    """Train the tour's model, resuming from its newest checkpoint, or check the user's.
-
-    Returns:
-        The model's folder or hub id.
+def check_model(config: TourConfig) -> None:
+    """Refuse a model of the user's that cannot be loaded.
 
     Raises:
-        UserError: the user's folder is no model, or its tokenizer does not fit.
+        UserError: the folder is no model, or its tokenizer does not fit.
     """
     if config.model:
         load_tokenizer(config.model, load_model(config.model))
+
+
+def prepare_model(config: TourConfig, run: Run, material: Material) -> str:
+    """Train the tour's model, resuming from its newest checkpoint, unless the user brought one.
+
+    Returns:
+        The model's folder or hub id.
+    """
+    if config.model:
         return config.model
     folder = run.artifact("model")
     if not folder.exists():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import json
 import os
 import re
 import signal
@@ -11,15 +11,17 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from queue import SimpleQueue
 
 from polyloom.core.config import make_config
 from polyloom.core.errors import PolyloomError, Stopped
 from polyloom.core.registry import RoomCard
 from polyloom.runs.folder import Run, create_run, current_status, read_manifest
+from polyloom.tour.worker import ENDED
 
 COMMAND = [sys.executable, "-m", "polyloom"]
 _PROGRESS_LINE = re.compile(r"^(?P<label>.+): (?P<done>\d+)/(?P<total>\d+)$")
-_PR_SET_PDEATHSIG = 1
+Worker = subprocess.Popen[str]
 
 
 def step_run(tour: Run, card: RoomCard, materials: Mapping[str, object]) -> Path:
@@ -44,13 +46,26 @@ def step_run(tour: Run, card: RoomCard, materials: Mapping[str, object]) -> Path
     return root / name
 
 
-def work(folder: Path, tour: Run, processes: list[subprocess.Popen[str]]) -> str | None:
+def start_worker() -> Worker:
+    """Start a process that works on steps, one after the other."""
+    return subprocess.Popen(
+        [*COMMAND[:2], "polyloom.tour.worker", COMMAND[2]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env={**os.environ, "POLYLOOM_PROGRESS_SECONDS": "1", "OMP_NUM_THREADS": "1"},
+    )
+
+
+def work(folder: Path, tour: Run, idle: SimpleQueue[Worker]) -> str | None:
     """Run or resume a step in a process of its own and wait for it.
 
     Args:
         folder: the step's run folder.
         tour: the tour's run, which shows the step's progress.
-        processes: where the process is added, for whoever may have to end it.
+        idle: the workers that have nothing to do; one is taken and put back, or another for one that died.
 
     Returns:
         None when the step is done, else its error in one line.
@@ -61,49 +76,41 @@ def work(folder: Path, tour: Run, processes: list[subprocess.Popen[str]]) -> str
     _wait_until_free(folder)
     if read_manifest(folder).status == "done":
         return None
-    process = subprocess.Popen(
-        [*COMMAND, "runs", "resume", folder.name, "--runs", str(folder.parent), "--json"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        env={**os.environ, "POLYLOOM_PROGRESS_SECONDS": "1", "OMP_NUM_THREADS": "1"},
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-    )
-    processes.append(process)
-    with process:
-        last = _follow(process, folder.name, tour)
-    if process.returncode == Stopped.exit_code:
+    worker = idle.get()
+    try:
+        last, code = _follow(worker, folder, tour)
+    finally:
+        idle.put(worker if worker.poll() is None or tour.stop_requested else start_worker())
+    if code == Stopped.exit_code or tour.stop_requested:
         raise Stopped("stopped on request.", where=folder.name)
     manifest = read_manifest(folder)
     if manifest.status == "done":
         return None
-    if process.returncode < 0:
-        return f"the process was ended by {signal.Signals(-process.returncode).name}. {last}".strip()
+    if code < 0:
+        return f"the process was ended by {signal.Signals(-code).name}. {last}".strip()
     return manifest.error or last
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to stop the step when the tour dies, so that no step outlives a killed tour."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _follow(process: subprocess.Popen[str], label: str, tour: Run) -> str:
-    """Show the step's progress until it ends; returns the last other line that it wrote to standard error."""
-    assert process.stderr is not None
+def _follow(worker: Worker, folder: Path, tour: Run) -> tuple[str, int]:
+    """Have the step done and show its progress; returns the last other line that it wrote, and its exit code."""
+    assert worker.stdin is not None
+    assert worker.stderr is not None
     last = ""
     reported = 0
-    with tour.progress(label, 100) as advance:
-        for line in process.stderr:
+    with tour.progress(folder.name, 100) as advance:
+        worker.stdin.write(json.dumps(["runs", "resume", folder.name, "--runs", str(folder.parent), "--json"]) + "\n")
+        worker.stdin.flush()
+        for line in worker.stderr:
             match = _PROGRESS_LINE.match(line.strip())
+            if line.startswith(ENDED):
+                return last.removeprefix("polyloom: "), int(line.removeprefix(ENDED))
             if match is None:
                 last = line.strip() or last
                 continue
             percent = 100 * int(match["done"]) // max(1, int(match["total"]))
             advance(percent - reported)
             reported = percent
-        process.wait()
-    return last.removeprefix("polyloom: ")
+    return last.removeprefix("polyloom: "), worker.wait()
 
 
 def _wait_until_free(folder: Path, timeout_seconds: float = 60.0) -> None:

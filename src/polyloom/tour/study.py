@@ -1,11 +1,13 @@
-"""The tour: material first, then every room's step, two or more at a time, then one page."""
+"""The tour: its model first, then every room's step, the longest first and as many at a time as there are cores."""
 
 from __future__ import annotations
 
 import os
-import subprocess
+import threading
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from polyloom.core import registry
@@ -14,27 +16,53 @@ from polyloom.core.registry import RoomCard
 from polyloom.core.result import Result, Scalar, Series, Table, read_result
 from polyloom.runs.folder import Run
 from polyloom.tour.config import TourConfig
-from polyloom.tour.steps import step_run, work
+from polyloom.tour.steps import Worker, start_worker, step_run, work
 
 
 def run_tour(config: TourConfig, run: Run) -> Result:
     """Make or take the model, run every room's step, and gather what they found.
 
-    A step that fails is reported in its section, and the others go on; `failed_steps` counts them.
+    Steps that take no model begin while it is made. A step that fails is reported in its section, and the others go on;
+    `failed_steps` counts them.
 
     Raises:
         UserError: an unknown room, or material that cannot be used.
         Stopped: the tour was asked to stop; steps that were at work have saved.
     """
     cards = tour_rooms(config)
-    base = Result.model_validate(run.once("base", lambda: _base(config, run)))
-    materials = {
+    steps = _Steps(run, min(_num_workers(), len(cards)))
+
+    def start(cards: Iterable[RoomCard]) -> None:
+        materials = _materials(config, run)
+        steps.start({card.name: step_run(run, card, materials) for card in sorted(cards, key=_cost, reverse=True)})
+
+    def start_without_model() -> None:
+        start(card for card in cards if not _takes_model(card))
+
+    try:
+        base = Result.model_validate(run.once("base", lambda: _base(config, run, start_without_model)))
+        steps.free_core()
+        start(cards)
+        errors = steps.wait()
+    finally:
+        steps.close()
+    return _gather(run, base, cards, errors)
+
+
+def _materials(config: TourConfig, run: Run) -> dict[str, object]:
+    return {
         "model": config.model or str(run.artifact("model").resolve()),
         "text": tuple(str(path.resolve()) for path in config.text),
         "languages": config.languages,
     }
-    errors = _work_all(run, {card.name: step_run(run, card, materials) for card in cards})
-    return _gather(run, base, cards, errors)
+
+
+def _cost(card: RoomCard) -> float:
+    return card.tour.cpu_seconds if card.tour else 0.0
+
+
+def _takes_model(card: RoomCard) -> bool:
+    return card.tour is not None and "model" in card.tour.inputs.values()
 
 
 def tour_rooms(config: TourConfig) -> list[RoomCard]:
@@ -50,52 +78,78 @@ def tour_rooms(config: TourConfig) -> list[RoomCard]:
     return [card for name, card in cards.items() if not config.rooms or name in config.rooms]
 
 
-def _base(config: TourConfig, run: Run) -> Any:
-    from polyloom.tour.base_model import gather_text, measure_model, prepare_model
+def _base(config: TourConfig, run: Run, on_accepted: Callable[[], None]) -> Any:
+    """Make and measure the model; `on_accepted` is called when the material can be used, before the long work."""
+    from polyloom.tour.base_model import check_model, gather_text, measure_model, prepare_model
 
     material = gather_text(config)
+    check_model(config)
+    on_accepted()
     source = prepare_model(config, run, material)
     return measure_model(config, run, material, source).model_dump(mode="json")
 
 
-def _work_all(run: Run, folders: dict[str, Path]) -> dict[str, str]:
-    """Work on all steps, as many at a time as there are cores; returns the errors of those that failed by room."""
-    processes: list[subprocess.Popen[str]] = []
-    stopped = False
-    errors: dict[str, str] = {}
-    with ThreadPoolExecutor(max_workers=_num_workers()) as pool:
-        futures: dict[Future[str | None], str] = {
-            pool.submit(work, folder, run, processes): name for name, folder in folders.items()
-        }
-        pending = set(futures)
-        while pending:
-            done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-            if run.stop_requested:
-                for future in pending:
-                    future.cancel()
-                for process in processes:
-                    process.terminate()
-            for future in done:
-                stopped |= _note(future, futures[future], errors)
-    if stopped or run.stop_requested:
-        run.request_stop()
-        run.check_stop()
-    return errors
+class _Steps:
+    """Works on steps, one fewer than there are cores at a time until `free_core`: the model is made on the other."""
+
+    def __init__(self, run: Run, num_workers: int) -> None:
+        self._run, self._num_workers = run, num_workers
+        self._idle: SimpleQueue[Worker] = SimpleQueue()
+        self._workers: list[Worker] = []
+        self._pool = ThreadPoolExecutor(num_workers)
+        self._futures: dict[str, Future[str | None]] = {}
+        self._model_made = threading.Event()
+        self._pool.submit(self._model_made.wait)
+
+    def start(self, folders: dict[str, Path]) -> None:
+        """Have these steps done, in this order, but those that were started before; by room."""
+        while len(self._workers) < self._num_workers:
+            self._workers.append(start_worker())
+            self._idle.put(self._workers[-1])
+        for room, folder in folders.items():
+            if room not in self._futures:
+                self._futures[room] = self._pool.submit(work, folder, self._run, self._idle)
+
+    def free_core(self) -> None:
+        """Let the steps have the core that the model was made on."""
+        self._model_made.set()
+
+    def wait(self) -> dict[str, str]:
+        """Wait for all steps and return the errors of those that failed, by room."""
+        pending = set(self._futures.values())
+        while pending and not self._run.stop_requested:
+            pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED).not_done
+        self._run.check_stop()
+        found = {room: _error_of(future) for room, future in self._futures.items()}
+        return {room: error for room, error in found.items() if error}
+
+    def close(self) -> None:
+        """End the workers; a step at work saves first."""
+        self.free_core()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for worker in self._workers:
+            worker.terminate()
+        self._pool.shutdown()
+        # One that stands in for a worker that died is known to the queue alone.
+        while not self._idle.empty():
+            self._workers.append(self._idle.get())
+        for worker in dict.fromkeys(self._workers):
+            worker.terminate()
+            worker.communicate()
 
 
-def _note(future: Future[str | None], room: str, errors: dict[str, str]) -> bool:
-    """Note the error of an ended step; returns whether it was stopped."""
-    if future.cancelled():
-        return True
+def _error_of(future: Future[str | None]) -> str | None:
+    """Return the error of an ended step.
+
+    Raises:
+        Stopped: somebody stopped the step.
+    """
     try:
-        error = future.result()
+        return future.result()
     except Stopped:
-        return True
+        raise
     except PolyloomError as refused:
-        error = str(refused)
-    if error:
-        errors[room] = error
-    return False
+        return str(refused)
 
 
 def _num_workers() -> int:

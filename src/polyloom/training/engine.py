@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from polyloom.core.seeding import derive_seed
-from polyloom.models.device import autocast
+from polyloom.models.device import autocast, seed_generators
 from polyloom.training.checkpoints import load_checkpoint, save_checkpoint, snapshot, write_checkpoint
 from polyloom.training.config import TrainConfig
 from polyloom.training.packing import Batch
@@ -92,7 +92,7 @@ class Replicated:
 
     def accumulate(self, batch: Batch, step: int) -> tuple[float, float]:
         """Run this process's rows in micro-batches and sum over the processes."""
-        torch.manual_seed(derive_seed(self.config.seed, "step", step, self.world.rank))
+        seed_generators(derive_seed(self.config.seed, "step", step, self.world.rank), self.device)
         total = torch.zeros(2, dtype=torch.float64)
         for part in micro_batches(batch, self.config, self.world):
             on_device = {name: tensor.to(self.device, non_blocking=True) for name, tensor in part.items()}

@@ -18,7 +18,7 @@ from torch.distributed.tensor.parallel import loss_parallel
 from torch.optim import Optimizer
 
 from polyloom.core.seeding import derive_seed
-from polyloom.models.device import autocast
+from polyloom.models.device import autocast, seed_generators
 from polyloom.training.config import TrainConfig
 from polyloom.training.documents import targets_inside
 from polyloom.training.engine import See
@@ -87,7 +87,7 @@ class Sharded:
 
     def accumulate(self, batch: Batch, step: int) -> tuple[float, float]:
         """Run this process's part of the batch and sum loss and targets over the processes."""
-        torch.manual_seed(derive_seed(self.config.seed, "step", step, self.world.rank))
+        seed_generators(derive_seed(self.config.seed, "step", step, self.world.rank), self.device)
         own = {name: tensor[self.rows.start : self.rows.stop].to(self.device) for name, tensor in batch.items()}
         tokens, documents = own["tokens"], own.get("document")
         inputs = {"x": tokens[:, :-1]}

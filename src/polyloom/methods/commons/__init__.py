@@ -125,6 +125,6 @@ CARD = RoomCard(
         Equation("s = 0.5 recency + 3 importance + 2 relevance", "retrieval of memories", f"{_ROOM}.memory:Memory"),
         Equation("Q += a (r + g max Q' - Q)", "tabular learners", f"{_ROOM}.learning:learn"),
     ),
-    tour=TourStep(verb="study"),
+    tour=TourStep(verb="study", cpu_seconds=45),
     report="polyloom.methods.commons.report:figures",
 )

@@ -140,6 +140,6 @@ CARD = RoomCard(
         Equation("F1, Ign F1", "the official scores (DocRED)", f"{_METRICS}.relations:score_relations"),
         Equation("1 - (|A&S| + |A&P|) / (|A| + |S|)", "AER", f"{_METRICS}.alignment:alignment_error_rate"),
     ),
-    tour=TourStep(verb="study"),
+    tour=TourStep(verb="study", cpu_seconds=30),
     report=f"{_ROOM}.report:figures",
 )

@@ -140,6 +140,6 @@ CARD = RoomCard(
         Equation("tau (L c_1 + n_1) / cost", "speed over plain decoding", f"{_METHOD}:speed_up"),
         Equation("bits -> rounds", "exact replay of self-speculation", f"{_METHOD}:replay_rounds"),
     ),
-    tour=TourStep(verb="study", inputs={"languages": "languages"}),
+    tour=TourStep(verb="study", inputs={"languages": "languages"}, cpu_seconds=45),
     report=f"{_ROOM}.report:figures",
 )

@@ -139,6 +139,6 @@ CARD = RoomCard(
         Equation("softmax(x y^T) y", "soft alignment (ESIM, RE2)", f"{_ROOM}.models:align"),
         Equation("log(1 + sum exp(s (cos_j - cos_i)))", "CoSENT loss", f"{_ROOM}.training:cosent"),
     ),
-    tour=TourStep(verb="study"),
+    tour=TourStep(verb="study", cpu_seconds=50),
     report="polyloom.methods.match.report:figures",
 )

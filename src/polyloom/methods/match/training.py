@@ -92,11 +92,20 @@ class Trained:
         """Return the numbered words of texts."""
         return [self.vocabulary.encode(text, self.model.shape.max_length) for text in texts]
 
+    def number_pairs(self, pairs: Sequence[Pair]) -> list[list[int]]:
+        """Return the numbered words of pairs, the first and the second text in turn."""
+        return self.number([text for pair in pairs for text in (pair.first, pair.second)])
+
     @torch.inference_mode()
-    def outputs(self, pairs: Sequence[Pair], batch_size: int = 128) -> Floats:
-        """Return what the model says of pairs: logits [pairs, classes], or a number each [pairs, 1]."""
+    def outputs(
+        self, pairs: Sequence[Pair], numbered: Sequence[list[int]] | None = None, batch_size: int = 128
+    ) -> Floats:
+        """Return what the model says of pairs: logits [pairs, classes], or a number each [pairs, 1].
+
+        `numbered` is what `number_pairs` gave for them, for who asks again and again.
+        """
         self.model.eval()
-        ids = self.number([text for pair in pairs for text in (pair.first, pair.second)])
+        ids = self.number_pairs(pairs) if numbered is None else numbered
         first, second = ids[::2], ids[1::2]
         order = sorted(range(len(pairs)), key=lambda i: len(first[i]) + len(second[i]))
         results: list[Floats | None] = [None] * len(pairs)
@@ -107,12 +116,15 @@ class Trained:
                 results[i] = value
         return np.asarray(results)
 
-    def predict(self, pairs: Sequence[Pair]) -> Floats:
+    def predict(self, pairs: Sequence[Pair], numbered: Sequence[list[int]] | None = None) -> Floats:
         """Return class probabilities [pairs, classes] or scores [pairs] on the data's scale.
 
-        A matcher that was trained to compare vectors gives the cosine, in [-1, 1].
+        A matcher that was trained to compare vectors gives the cosine, in [-1, 1]. `numbered` is as in `outputs`.
         """
-        outputs = self.outputs(pairs)
+        return self.read(self.outputs(pairs, numbered))
+
+    def read(self, outputs: Floats) -> Floats:
+        """Turn what `outputs` gave into what `predict` returns."""
         if self.loss == "softmax":
             return softmax(outputs / self.temperature)
         if self.loss == "regression":
@@ -234,11 +246,12 @@ def class_numbers(trained: Trained, pairs: Pairs) -> NDArray[np.int64]:
     return np.asarray([trained.classes.index(pair.label) for pair in pairs.items])
 
 
-def calibrate(trained: Trained, valid: Pairs) -> None:
+def calibrate(trained: Trained, valid: Pairs, numbered: Sequence[list[int]] | None = None) -> None:
     """Choose on validation pairs what makes chances fit (the temperature), and from which score on a pair matches."""
+    outputs = trained.outputs(valid.items, numbered)
     if trained.loss == "softmax":
-        trained.temperature = fit_temperature(trained.outputs(valid.items), class_numbers(trained, valid))
-    match = None if trained.task == "scores" else match_scores(trained, trained.predict(valid.items))
+        trained.temperature = fit_temperature(outputs, class_numbers(trained, valid))
+    match = None if trained.task == "scores" else match_scores(trained, trained.read(outputs))
     positive = [is_positive(pair.label) for pair in valid.items]
     if match is not None and any(positive):
         trained.threshold = best_threshold(match, positive)
@@ -424,7 +437,7 @@ def fit(
     model, loss = trained.model, trained.loss
     target = targets(train, trained.classes, loss) if soft is None else soft
     targets(valid, trained.classes, loss)
-    rows = _Rows(trained, train, recipe, seed)
+    rows, judged = _Rows(trained, train, recipe, seed), trained.number_pairs(valid.items)
     parameters = _trainable(model, recipe)
     optimiser = torch.optim.Adam(parameters, lr=recipe.rate, fused=True)
     # Without a floor, some unlucky early epochs halve the rate until nothing moves (ESIM on 32 pairs stopped so).
@@ -452,7 +465,7 @@ def fit(
                 average.update()
                 total += value.item() * len(chosen)
             average.swap()
-            score = main_score(trained, valid)
+            score = main_score(trained, valid, trained.predict(valid.items, judged))
             schedule.step(score)
             trained.curve.append({"epoch": epoch + 1, "loss": total / len(target), "valid": score})
             if after_epoch:
@@ -465,6 +478,6 @@ def fit(
                 break
     model.load_state_dict(kept)
     model.eval()
-    calibrate(trained, valid)
+    calibrate(trained, valid, judged)
     trained.seconds = time.process_time() - started
     return trained

@@ -111,6 +111,6 @@ CARD = RoomCard(
         Equation("LaSE = ms lc lp", "cross-lingual summary score", f"{_TEXT}:lase"),
         Equation("lp = exp(min(0, 1 - n_pred / (n_ref + 6)))", "its length penalty", f"{_TEXT}:length_penalty"),
     ),
-    tour=TourStep(verb="study"),
+    tour=TourStep(verb="study", cpu_seconds=45),
     report="polyloom.methods.prefix.report:figures",
 )

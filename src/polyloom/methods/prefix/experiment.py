@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from polyloom.core.seeding import python_random
 from polyloom.models.device import torch_generator
 from polyloom.models.tiny import BOS_ID, EOS_ID, PAD_ID
-from polyloom.models.tokenizers import encode
+from polyloom.models.tokenizers import encode_all
 from polyloom.training.config import TrainConfig
 from polyloom.training.loop import train
 from polyloom.training.packing import Batch, BatchAt
@@ -61,11 +61,11 @@ def as_rows(
     texts: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, *, all_tokens: bool = False
 ) -> list[Row]:
     """Tokenise (prompt, answer) as `<s> prompt answer </s>`; the loss is on the answer, or on all tokens."""
-    rows = []
-    for prompt, answer in texts:
-        head = [BOS_ID, *encode(tokenizer, prompt)]
-        rows.append(Row([*head, *encode(tokenizer, answer), EOS_ID], 1 if all_tokens else len(head)))
-    return rows
+    heads, answers = (encode_all(tokenizer, column) for column in zip(*texts, strict=True))
+    return [
+        Row([BOS_ID, *head, *answer, EOS_ID], 1 if all_tokens else 1 + len(head))
+        for head, answer in zip(heads, answers, strict=True)
+    ]
 
 
 def bucketed(rows: Sequence[Row], batch_size: int, seed: int) -> BatchAt:

@@ -140,7 +140,7 @@ CARD = RoomCard(
         ),
     ),
     order=10,
-    tour=TourStep(verb="study", inputs={"model": "model", "text": "text", "languages": "languages"}),
+    tour=TourStep(verb="study", inputs={"model": "model", "text": "text", "languages": "languages"}, cpu_seconds=30),
     equations=(
         Equation("lr/m, std/sqrt(m), wd m, eps/m", "muP's table for matrices under AdamW", f"{_METHOD}:native_rule"),
         Equation("m = width / base width", "width multiplier", f"{_METHOD}:Scaling"),

@@ -151,6 +151,6 @@ CARD = RoomCard(
         Equation("floor(len q / 100) characters", "SmoothLLM's copies", f"{_ROOM}.defences:perturb"),
         Equation("max over windows of mean NLL", "windowed perplexity filter", f"{_ROOM}.defences:worst_window"),
     ),
-    tour=TourStep(verb="study"),
+    tour=TourStep(verb="study", cpu_seconds=50),
     report="polyloom.methods.redteam.report:figures",
 )

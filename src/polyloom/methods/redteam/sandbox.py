@@ -173,12 +173,21 @@ def _rows(sandbox: Sandbox, examples: Sequence[Turn | str]) -> list[tuple[list[i
     turns = [("", f"<s>{one}</s>") if isinstance(one, str) else one for one in examples]
     asked = [f"<s><user>{goal}<assistant>" if goal else "" for goal, _ in turns]
     said = [f"{answer}</s>" if goal else answer for goal, answer in turns]
-    # One call for all: the tokenizer's time is in its calls.
-    ids: list[list[int]] = sandbox.tokenizer([*asked, *said], add_special_tokens=False)["input_ids"]
+    ids = _known_ids(sandbox)
+    # One call for all that is new: the tokenizer's time is in its calls, and most texts come again and again.
+    new = [text for text in dict.fromkeys([*asked, *said]) if text not in ids]
+    if new:
+        ids.update(zip(new, sandbox.tokenizer(new, add_special_tokens=False)["input_ids"], strict=True))
     return [
-        (prompt + answer, [IGNORED] * len(prompt) + answer)
-        for prompt, answer in zip(ids[: len(turns)], ids[len(turns) :], strict=True)
+        (ids[prompt] + ids[answer], [IGNORED] * len(ids[prompt]) + ids[answer])
+        for prompt, answer in zip(asked, said, strict=True)
     ]
+
+
+@lru_cache(maxsize=8)
+def _known_ids(sandbox: Sandbox) -> dict[str, list[int]]:
+    """Return the token ids of the sandbox's texts that were seen before."""
+    return {}
 
 
 def answer_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
@@ -200,13 +209,14 @@ def pad_rows(rows: Sequence[tuple[list[int], list[int]]], limit: int | None = No
     """Return token ids and labels of rows as padded `tokens` and `labels`, cut to a limit where there is one."""
     width = max(len(ids) for ids, _ in rows)
     width = width if limit is None else min(width, limit)
-    tokens = torch.zeros(len(rows), width, dtype=torch.int64)
-    labels = torch.full((len(rows), width), IGNORED)
-    for i, (ids, wanted) in enumerate(rows):
-        n = min(len(ids), width)
-        tokens[i, :n] = torch.tensor(ids[:n])
-        labels[i, :n] = torch.tensor(wanted[:n])
-    return {"tokens": tokens, "labels": labels}
+    return {
+        "tokens": torch.tensor([_padded(ids, width, 0) for ids, _ in rows]),
+        "labels": torch.tensor([_padded(wanted, width, IGNORED) for _, wanted in rows]),
+    }
+
+
+def _padded(row: list[int], width: int, value: int) -> list[int]:
+    return row[:width] + [value] * (width - len(row))
 
 
 def train_victim(

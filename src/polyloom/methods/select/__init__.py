@@ -120,5 +120,5 @@ CARD = RoomCard(
         Equation("quantiles of random halves", "interval of a score", f"{_ROOM}.explaining:noise_bands"),
         Equation("cos(grad L_T, grad L_target)", "baseline: gradients", f"{_ROOM}.gradients:gradient_similarity"),
     ),
-    tour=TourStep(verb="study"),
+    tour=TourStep(verb="study", cpu_seconds=40),
 )

@@ -138,6 +138,6 @@ CARD = RoomCard(
         ),
         Equation("dh = dy Wd, dWd = dy^T (a u)", "backward of form B (down inside)", f"{_SWIGLU}:swiglu_down"),
     ),
-    tour=TourStep(verb="study"),
+    tour=TourStep(verb="study", cpu_seconds=50),
     report="polyloom.methods.silu.report:figures",
 )

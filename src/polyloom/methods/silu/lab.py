@@ -15,7 +15,7 @@ from polyloom.methods.silu.lab_models import GATED, resolve_form
 from polyloom.methods.silu.lab_result import Study, study_result
 from polyloom.methods.silu.lab_tasks import Task, digits_task, shapes_task, text_task, world_texts
 from polyloom.methods.silu.lab_training import Init, Plan, run_unit
-from polyloom.methods.silu.memory import one_thread
+from polyloom.models.device import one_thread
 from polyloom.runs.folder import Run
 
 TaskName = Literal["digits", "shapes", "text"]
@@ -217,7 +217,7 @@ def _measure_speedup(run: Run, tasks: Sequence[Task], plans: Mapping[str, Plan])
     name = next((name for name in plans["digits"].forms if name not in GATED), None) if task else None
     if task is None or name is None:
         return None
-    plan, form = replace(plans["digits"], num_steps=100), resolve_form(name)
+    plan, form = replace(plans["digits"], num_steps=50), resolve_form(name)
     found: dict[str, float] = run.once(
         "speedup", lambda: batched_speedup(task, form, plan, num_models=80, num_alone=4, rounds=3)
     )

@@ -23,8 +23,7 @@ from polyloom.methods.silu.lab_training import (
     training_step,
 )
 from polyloom.methods.silu.timing import interleaved_ratios
-from polyloom.models.activations import Pointwise
-from polyloom.models.swiglu import saved_bytes
+from polyloom.models.activations import Pointwise, saved_bytes
 
 
 def activation_costs(

@@ -315,25 +315,26 @@ def text_task(texts: dict[Part, str], num_test: int, context: int = 32) -> Task:
         starts = torch.linspace(0, len(codes[split]) - context - 1, count).long()[:, None] + steps
         return codes[split][starts], codes[split][starts + 1]
 
-    def losses(predict: Predict, inputs: Tensor, targets: Tensor) -> list[float]:
-        found = _mean_cross_entropy(predict(inputs), _for_models(targets, len(inputs)))
+    def losses(outputs: Tensor, targets: Tensor) -> list[float]:
+        found = _mean_cross_entropy(outputs, _for_models(targets, len(outputs)))
         # A model that diverged knows less than one that guesses evenly; a finite value keeps it in the means.
         limit = 2.0 * float(np.log(len(symbols)))
         return [float(value) for value in found.double().nan_to_num(limit, limit, limit).clamp_max(limit)]
 
     def score(predict: Predict, split: Split, num_models: int) -> list[float]:
         inputs, targets = windows(split)
-        return losses(predict, _for_models(inputs, num_models), targets)
+        return losses(predict(_for_models(inputs, num_models)), targets)
 
     def measure(predict: Predict, seeds: Sequence[int]) -> Values:
         inputs, targets = windows("test")
         clean = _for_models(inputs, len(seeds))
-        found = {"loss": losses(predict, clean, targets)}
-        found["ece"] = _calibration_errors(predict(clean).flatten(1, 2), targets.flatten())
+        outputs = predict(clean)
+        found = {"loss": losses(outputs, targets)}
+        found["ece"] = _calibration_errors(outputs.flatten(1, 2), targets.flatten())
         other = _draw_integers(seeds, "symbols", len(symbols), inputs.shape)
         order = _draw_integers(seeds, "noise", 10_000, inputs.shape) / 10_000
         for level in levels:
-            found[f"noise {level:g}"] = losses(predict, torch.where(order < level, other, clean), targets)
+            found[f"noise {level:g}"] = losses(predict(torch.where(order < level, other, clean)), targets)
         curve = [found["loss"], *(found[f"noise {level:g}"] for level in levels)]
         return found | {"noise_area": area_under_curve((0.0, *levels), curve)}
 

@@ -164,7 +164,9 @@ def train_models(
     first, recent = torch.zeros(len(models)), torch.zeros(len(models))
     for step in range(plan.num_steps):
         inputs, targets = task.fetch(indices[:, step])
-        value = training_step(task, network, optimiser, inputs[which], targets[which], schedule(step, plan.num_steps))
+        if len(distinct) < len(seeds):
+            inputs, targets = inputs[which], targets[which]
+        value = training_step(task, network, optimiser, inputs, targets, schedule(step, plan.num_steps))
         first, recent = (value, value) if step == 0 else (first, 0.9 * recent + 0.1 * value)
         if step + 1 in moments:
             for split, curve in curves.items():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,25 +14,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from polyloom.methods.silu.timing import Ratio, interleaved_ratios
-from polyloom.models.device import torch_generator
+from polyloom.models.activations import saved_bytes
+from polyloom.models.device import one_thread, torch_generator
 from polyloom.models.load import embedding_rows
 from polyloom.models.patching import Mode, patch_mlp, unpatch_mlp
-from polyloom.models.swiglu import SwiGLU, saved_bytes, swiglu_down, swiglu_product
+from polyloom.models.swiglu import SwiGLU, swiglu_down, swiglu_product
 
 MODES: tuple[Mode, Mode] = ("A", "B")
 FORMS = ("plain", "a", "b", "checkpoint")
 Form = Callable[[Tensor], Tensor]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run on one torch thread, where the order of every sum, and so every bit, is fixed."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def block_forms(block: nn.Module) -> dict[str, Form]:

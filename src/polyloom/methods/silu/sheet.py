@@ -23,8 +23,7 @@ from polyloom.methods.silu.method import (
     half_precision_error,
     value_and_derivative,
 )
-from polyloom.models.activations import probe_points, resolve_activation
-from polyloom.models.swiglu import saved_bytes
+from polyloom.models.activations import probe_points, resolve_activation, saved_bytes
 
 SATURATED = 8.0
 """A level that is kept from beyond this |x| on is a limit that float64 has reached (tanh from 19), not an extremum."""

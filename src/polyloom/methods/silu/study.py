@@ -19,7 +19,6 @@ from polyloom.methods.silu.memory import (
     equal_bits,
     make_block,
     measure_units,
-    one_thread,
     prove_on_model,
     time_forms,
 )
@@ -27,6 +26,7 @@ from polyloom.methods.silu.method import Function, edge_of_chaos, init_gain, mea
 from polyloom.methods.silu.sheet import FactSheet, facts
 from polyloom.methods.silu.timing import interleaved_ratios
 from polyloom.models.activations import relu, resolve_activation
+from polyloom.models.device import one_thread
 from polyloom.models.load import load_model
 from polyloom.models.tiny import build_tiny
 from polyloom.runs.folder import Run

@@ -132,6 +132,6 @@ CARD = RoomCard(
         Equation("argmax, itermax", "alignment by similarity", f"{_ROOM}.induction:itermax_links"),
         Equation("KL(p || q) + KL(q || p)", "consistency of a text and its switched form", f"{_METHOD}:symmetric_kl"),
     ),
-    tour=TourStep(verb="study", inputs={"languages": "languages"}),
+    tour=TourStep(verb="study", inputs={"languages": "languages"}, cpu_seconds=40),
     report=f"{_ROOM}.report:figures",
 )
