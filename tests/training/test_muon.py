@@ -44,7 +44,8 @@ def test_orthogonalisation_against_a_singular_value_decomposition(size: tuple[in
     assert values.min() > 0.5
     assert values.max() < 1.3
     both = torch.stack([1e3 * matrix, matrix])
-    torch.testing.assert_close(*orthogonalised(both), atol=1e-3, rtol=0)
+    # Where bfloat16 is fast it orthogonalises in that.
+    torch.testing.assert_close(*orthogonalised(both), atol=2e-2, rtol=0)
 
 
 def test_it_is_torch_s_muon_beside_torch_s_adamw() -> None:

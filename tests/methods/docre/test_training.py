@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from polyloom.core.errors import Stopped
 from polyloom.methods.docre import method, transformer
@@ -59,7 +60,10 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
     parts = scalars(cli("runs", "resume", "parts", "--json"))
     assert parts == whole
     files = [tmp_path / "runs" / name / "artifacts/model/head.safetensors" for name in ("whole", "parts")]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    first, second = (load_file(file) for file in files)
+    # A GPU sums in no fixed order.
+    difference = max(float((first[name] - second[name]).abs().max()) for name in first)
+    assert difference <= (1e-4 if torch.cuda.is_available() else 0.0)
 
 
 def test_the_best_epoch_is_chosen_on_development_data(cli: Callable[..., Any], development: Path) -> None:
