@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import polyloom
 from polyloom.core.errors import PolyloomError, UserError
@@ -38,6 +39,7 @@ from polyloom.methods.select.study import run_rank
 from polyloom.methods.select.tune import run_tune
 from polyloom.methods.select.tuning import (
     TestItem,
+    answer_loss,
     batches,
     definition_prompt,
     draw_rows,
@@ -46,6 +48,7 @@ from polyloom.methods.select.tuning import (
     make_test,
     plain_prompt,
     pool_tokenizer,
+    shortest_first,
     small_model,
     tune_arm,
 )
@@ -314,6 +317,27 @@ def echo_pool() -> Any:
         PoolTask(name, (f"say {name}",), examples=tuple((str(i), name) for i in range(8))) for name in ("yes", "no")
     ]
     return make_pool(tasks, "echo")
+
+
+def test_halves_of_a_batch_teach_what_the_whole_batch_teaches() -> None:
+    pool = echo_pool()
+    tokenizer = pool_tokenizer(pool.tasks, 300)
+    rows = draw_rows(pool, [0, 1], 0, "arm")
+    whole = shortest_first(batches(rows, tokenizer, plain_prompt, 6, 64)(0))
+    lengths = (whole["tokens"] != PAD_ID).sum(1).tolist()
+    assert lengths == sorted(lengths)
+    model = small_model(len(tokenizer), 0)
+    parts = [{name: tensor[at : at + 3] for name, tensor in whole.items()} for at in (0, 3)]
+    losses = [answer_loss(model, part) for part in parts]
+    loss, count = answer_loss(model, whole)
+    assert count == sum(number for _, number in losses)
+    torch.testing.assert_close(loss, losses[0][0] + losses[1][0])
+    trained = [small_model(len(tokenizer), 0) for _ in range(2)]
+    for size, one in zip((0, 4), trained, strict=True):
+        config = train_config(5, 8, 4e-3).model_copy(update={"micro_batch_size": size})
+        tune_arm(one, tokenizer, pool, [0, 1], config, "arm")
+    for a, b in zip(*(one.parameters() for one in trained), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
 
 
 def test_answers_alone_are_trained_on_and_the_model_learns_them() -> None:

@@ -54,7 +54,10 @@ def make_learner(
     tiny = source == "tiny"
     tokenizer = pool_tokenizer(tasks) if tiny else load_tokenizer(source)
     rate = lr or (TINY_LR if tiny else MODEL_LR)
-    return Learner(source, tokenizer, train_config(steps, batch_size, rate, "muon" if tiny else "adamw"))
+    config = train_config(steps, batch_size, rate, "muon" if tiny else "adamw")
+    # Rows of a step differ in length by a lot: half of them at a time are padded less.
+    halves = {"micro_batch_size": -(-batch_size // 2)} if tiny else {}
+    return Learner(source, tokenizer, config.model_copy(update=halves))
 
 
 def with_examples(pool: Pool, chosen: Sequence[int], languages: Sequence[str], seed: int) -> Pool:

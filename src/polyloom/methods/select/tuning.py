@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from polyloom.generation.scoring import score_continuations
 from polyloom.methods.select.data import Pair, Pool, PoolTask
 from polyloom.metrics.rouge import rouge_l, word_tokens
 from polyloom.models.tiny import BOS_ID, EOS_ID, PAD_ID
-from polyloom.models.tokenizers import encode, train_tokenizer
+from polyloom.models.tokenizers import encode, encode_all, train_tokenizer
 from polyloom.training.config import TrainConfig
 from polyloom.training.engine import ParameterGroup
 from polyloom.training.loop import TrainState, train
@@ -136,18 +135,20 @@ def batches(
     A row that is longer than `max_tokens` loses the beginning of its prompt. For an encoder-decoder model the prompts
     are the `tokens`, with their `mask`, and the answers alone the `labels`.
     """
-    spelled = lru_cache(maxsize=200_000)(lambda text: tuple(encode(tokenizer, text)))
     begin, end = special_ids(tokenizer)
 
     def batch_at(step: int) -> Batch:
         tokens, labels = [], []
-        for instruction, given, answer in rows(step, batch_size):
-            target = [*spelled(answer), *end][: max_tokens // 2]
+        drawn = rows(step, batch_size)
+        prompts = encode_all(tokenizer, [prompt(instruction, given) for instruction, given, _ in drawn])
+        answers = encode_all(tokenizer, [answer for _, _, answer in drawn])
+        for asked, answer in zip(prompts, answers, strict=True):
+            target = [*answer, *end][: max_tokens // 2]
             if encoder_decoder:
-                tokens.append([*begin, *spelled(prompt(instruction, given))][-(max_tokens - 1) :] + end)
+                tokens.append([*begin, *asked][-(max_tokens - 1) :] + end)
                 labels.append(target)
                 continue
-            before = [*begin, *spelled(prompt(instruction, given))][-(max_tokens - len(target)) :]
+            before = [*begin, *asked][-(max_tokens - len(target)) :]
             tokens.append([*before, *target])
             labels.append([IGNORED] * len(before) + target)
         batch = {"tokens": _padded(tokens, PAD_ID), "labels": _padded(labels, IGNORED)}
@@ -159,6 +160,12 @@ def batches(
 def _padded(rows: Sequence[list[int]], filler: int) -> Tensor:
     width = max(map(len, rows))
     return torch.tensor([row + [filler] * (width - len(row)) for row in rows])
+
+
+def shortest_first(batch: Batch) -> Batch:
+    """Return the batch with its rows ordered by their length, so that micro-batches hold little padding."""
+    order = (batch["tokens"] != PAD_ID).sum(1).argsort(stable=True)
+    return {name: tensor[order] for name, tensor in batch.items()}
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -182,17 +189,20 @@ def answer_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         kept = batch["labels"] != IGNORED
         loss = nn.functional.cross_entropy(found.logits[kept].float(), batch["labels"][kept], reduction="sum")
         return loss, int(kept.sum())
-    labels = batch["labels"][:, 1:]
+    # A micro-batch of short rows ends with its longest one's answer.
+    answered = (batch["labels"] != IGNORED).any(0).nonzero()
+    width = int(answered.max()) + 1 if len(answered) else batch["labels"].shape[1]
+    tokens, labels = batch["tokens"][:, : width - 1], batch["labels"][:, 1:width]
     kept = labels != IGNORED
     model_type = getattr(getattr(model, "config", None), "model_type", "")
     if model_type == "llama":
         # The output matrix and the last layer's feed-forward block are applied to the answers alone, which nothing else
         # reads: half of a tiny model's work is saved.
         with _last_block_on(model, kept):
-            hidden = model.model(input_ids=batch["tokens"][:, :-1], use_cache=False).last_hidden_state  # type: ignore[operator]
+            hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[operator]
         logits = model.lm_head(hidden[kept])  # type: ignore[operator]
     else:
-        logits = model(input_ids=batch["tokens"][:, :-1], use_cache=False).logits[kept]
+        logits = model(input_ids=tokens, use_cache=False).logits[kept]
     loss = nn.functional.cross_entropy(logits.float(), labels[kept], reduction="sum")
     return loss, int(kept.sum())
 
@@ -244,7 +254,13 @@ def tune_arm(
     batch_at = batches(rows, tokenizer, prompt, config.batch_size, longest, bool(model.config.is_encoder_decoder))
     groups = muon_groups(model, config) if config.optimizer == "muon" else None
     return train(
-        model, batch_at, config, loss=answer_loss, groups=groups, checkpoints=checkpoints, check_stop=check_stop
+        model,
+        lambda step: shortest_first(batch_at(step)),
+        config,
+        loss=answer_loss,
+        groups=groups,
+        checkpoints=checkpoints,
+        check_stop=check_stop,
     )
 
 
