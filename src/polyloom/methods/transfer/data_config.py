@@ -111,15 +111,19 @@ class TransferDictionaryConfig(Config):
     source_language: str = Field("en", description="Language of the headwords.")
     target_language: str = Field("de", description="Language of the translations.")
     num_pairs: int | None = Field(None, ge=1, description="Induce from the first pairs; the others estimate precision.")
-    method: Literal["ibm1", "argmax", "itermax"] = Field(
-        "ibm1", description="ibm1: from counts alone; argmax, itermax: alignments by --model's similarities."
+    method: Literal["ibm1", "argmax", "itermax", "ask"] = Field(
+        "ibm1",
+        description="ibm1: from counts alone; argmax, itermax: alignments by --model's similarities; ask: what a chat "
+        "model says of the words of --text.",
     )
     source_vectors: Path | None = Field(
         None, description="Word vectors in text (fastText's .vec) to induce from by CSLS, in place of parallel text."
     )
     target_vectors: Path | None = Field(None, description="Those of the target language, in the same space.")
-    num_words: int = Field(20_000, ge=1, description="Words of either file, the most frequent.")
-    model: str | None = Field(None, description="Hugging Face encoder for argmax and itermax.")
+    num_words: int = Field(20_000, ge=1, description="Words of a file, the most frequent: of vectors, or to ask for.")
+    model: str | None = Field(
+        None, description="Encoder for argmax and itermax; chat model to ask: a folder or http://host/v1#name."
+    )
     layer: int = Field(-1, description="Its hidden state; -1 is the last.")
     iterations: int = Field(4, ge=1, description="Passes of expectation maximisation.")
     tension: float = Field(4.0, ge=0, description="Preference for the diagonal; 0 is IBM model 1 as published.")
@@ -130,4 +134,6 @@ class TransferDictionaryConfig(Config):
     min_count: int = Field(3, ge=1, description="Least number of sightings of either word.")
     mutual: bool = Field(True, description="Keep a pair only if each is the other's best.")
     reference: Path | None = Field(None, description="Held-out dictionary to score the best translations against.")
-    text: Path | None = Field(None, description="Text whose words are looked up: hit rate, and the other direction's.")
+    text: Path | None = Field(
+        None, description="Text whose words are looked up (hit rate, and the other direction's), or asked for."
+    )

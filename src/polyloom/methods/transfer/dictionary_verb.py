@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from polyloom.core.errors import UserError
@@ -13,6 +14,8 @@ from polyloom.core.result import Artifact, Result, Scalar, Table
 from polyloom.data.dictionaries import Dictionary, read_dictionary
 from polyloom.data.records import split_words
 from polyloom.data.world import NOTICE, World, records
+from polyloom.generation import connect
+from polyloom.methods.transfer.asking import GROUP, Asked, ask_dictionary, frequent_words
 from polyloom.methods.transfer.data_config import TransferDictionaryConfig
 from polyloom.methods.transfer.induction import (
     InductionOptions,
@@ -40,6 +43,7 @@ from polyloom.runs.folder import Run
 NUM_WORLD_PAIRS = 3000
 HELD_OUT = 10
 MAX_ROWS = 20
+_Part = tuple[dict[str, Scalar], dict[str, Table], list[str]]
 
 
 def run_dictionary(config: TransferDictionaryConfig, run: Run) -> Result:
@@ -49,21 +53,8 @@ def run_dictionary(config: TransferDictionaryConfig, run: Run) -> Result:
         UserError: files or settings that do not fit.
     """
     started = time.process_time()
-    held_out: list[Pair] = []
-    if config.dictionary:
-        found = read_dictionary(
-            config.dictionary, format=config.dictionary_format, target_language=config.target_language
-        )
-        num_pairs = 0
-    elif config.source_vectors or config.target_vectors:
-        found, num_pairs = _from_vectors(config), 0
-    else:
-        pairs = _parallel(config)
-        num_pairs = config.num_pairs or max(1, len(pairs) - len(pairs) // HELD_OUT)
-        found, held_out = _induce(config, pairs[:num_pairs]), pairs[num_pairs:]
-        num_pairs = min(num_pairs, len(pairs))
-    if not found.entries:
-        raise UserError("no pair of words is sure enough.", where="--threshold", hint="Lower it, or --min-count.")
+    made = _make(config, run)
+    found = made.dictionary
     seconds = time.process_time() - started
     found = found.inverted() if config.reverse else found
     found = keep_script(found, config.script) if config.script else found
@@ -78,9 +69,14 @@ def run_dictionary(config: TransferDictionaryConfig, run: Run) -> Result:
     }
     verdicts = [f"{len(found.entries)} headwords ({found.format}) are in artifacts/dictionary.tsv."]
     tables["entries"] = _entries_table(found)
-    if num_pairs:
-        scalars["num_pairs"] = Scalar(value=num_pairs)
-    for part in (_score_held_out(found, held_out, config), _score_reference(found, config), _score_text(found, config)):
+    if made.num_pairs:
+        scalars["num_pairs"] = Scalar(value=made.num_pairs)
+    for part in (
+        _count_asked(made.asked),
+        _score_held_out(found, made.held_out, config),
+        _score_reference(found, config),
+        _score_text(found, config),
+    ):
         scalars |= part[0]
         tables |= part[1]
         verdicts += part[2]
@@ -97,12 +93,72 @@ def run_dictionary(config: TransferDictionaryConfig, run: Run) -> Result:
         verdicts=verdicts,
         limitations=[
             "A reference dictionary lists base forms and misses right translations: P@1 against it is a lower bound.",
-            *([NOTICE] if not (config.dictionary or config.source_text or config.source_vectors) else []),
+            *([NOTICE] if _is_of_the_world(config) else []),
+            *(["What a model says may be wrong both ways: score it against --reference."] if made.asked else []),
         ],
     )
 
 
-_Part = tuple[dict[str, Scalar], dict[str, Table], list[str]]
+@dataclass(frozen=True)
+class _Made:
+    """A dictionary and what it was made of: pairs of texts, of which some are held out, or a model's answers."""
+
+    dictionary: Dictionary
+    num_pairs: int = 0
+    held_out: Sequence[Pair] = ()
+    asked: Asked | None = None
+
+
+def _make(config: TransferDictionaryConfig, run: Run) -> _Made:
+    """Read, ask for or induce the dictionary that the settings name.
+
+    Raises:
+        UserError: nothing of it is sure enough.
+    """
+    if config.dictionary:
+        return _Made(
+            read_dictionary(config.dictionary, format=config.dictionary_format, target_language=config.target_language)
+        )
+    if config.method == "ask":
+        asked = _ask(config, run)
+        if not asked.num_confirmed:
+            what = f"the model answered for {asked.num_answered} of {asked.num_asked} words, and none stayed."
+            raise UserError(what, where="--model", hint="Try --no-mutual, or another model.")
+        return _Made(asked.dictionary, asked=asked)
+    if config.source_vectors or config.target_vectors:
+        made = _Made(_from_vectors(config))
+    else:
+        pairs = _parallel(config)
+        number = config.num_pairs or max(1, len(pairs) - len(pairs) // HELD_OUT)
+        made = _Made(_induce(config, pairs[:number]), min(number, len(pairs)), pairs[number:])
+    if not made.dictionary.entries:
+        raise UserError("no pair of words is sure enough.", where="--threshold", hint="Lower it, or --min-count.")
+    return made
+
+
+def _count_asked(asked: Asked | None) -> _Part:
+    if asked is None:
+        return {}, {}, []
+    counts = ("num_asked", "num_answered", "num_confirmed")
+    text = f"Of {asked.num_asked} words the model translated {asked.num_answered}, and {asked.num_confirmed} stayed."
+    return {name: Scalar(value=getattr(asked, name)) for name in counts}, {}, [text]
+
+
+def _is_of_the_world(config: TransferDictionaryConfig) -> bool:
+    return not (config.dictionary or config.source_text or config.source_vectors or config.method == "ask")
+
+
+def _ask(config: TransferDictionaryConfig, run: Run) -> Asked:
+    if config.model is None or config.text is None:
+        hint = "Name a chat model with --model (a folder, or http://host/v1#name) and a text with --text."
+        raise UserError("needs a model and words.", where="--method ask", hint=hint)
+    words = frequent_words(read_text(config.text), config.num_words)
+    if not words:
+        raise UserError("holds no word.", where=str(config.text))
+    model = connect(config.model, cache=run.path / "replies.sqlite", seed=config.seed)
+    lists = -(-len(words) // GROUP) * (2 if config.mutual else 1)
+    with run.progress("dictionary: lists", lists) as advance:
+        return ask_dictionary(model, words, config.source_language, config.target_language, config.mutual, advance)
 
 
 def _parallel(config: TransferDictionaryConfig) -> list[Pair]:
@@ -122,6 +178,7 @@ def _induce(config: TransferDictionaryConfig, pairs: Sequence[Pair]) -> Dictiona
     )
     if config.method == "ibm1":
         return induce(pairs, options)
+    assert config.method != "ask"
     if config.model is None:
         raise UserError("needs an encoder.", where=f"--method {config.method}", hint="Name one with --model.")
     from polyloom.methods.transfer.vectors import context_vectors
@@ -155,7 +212,7 @@ def _score_held_out(found: Dictionary, pairs: Sequence[Pair], config: TransferDi
 def _score_reference(found: Dictionary, config: TransferDictionaryConfig) -> _Part:
     if config.reference:
         reference = read_dictionary(config.reference, target_language=config.target_language)
-    elif not config.dictionary and not config.source_text and not config.source_vectors:
+    elif _is_of_the_world(config):
         both = (config.source_language, config.target_language)
         reference = world_lexicon(World(list(both), seed=config.seed), *both)
     else:
