@@ -476,7 +476,7 @@ def test_tune_runs_on_a_users_pool_and_test(run: Run, tmp_path: Path) -> None:
 
 
 def test_study_is_resumed_without_training_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(lab.STUDY_STEPS, "quick", 2)
+    monkeypatch.setattr(lab, "STUDY_STEPS", 2)
     config = SelectStudyConfig(languages=["en", "de"])
     first = run_study(config, run)
     monkeypatch.setattr(lab, "tune_arm", None)
@@ -490,7 +490,7 @@ def test_study_is_resumed_without_training_again(run: Run, monkeypatch: pytest.M
 
 
 def test_study_takes_the_targets_that_are_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(lab.STUDY_STEPS, "quick", 2)
+    monkeypatch.setattr(lab, "STUDY_STEPS", 2)
     config = SelectStudyConfig(languages=["en", "de"], targets=["count_list_de", "normalise_date_de", "count_list_de"])
     result = run_study(config, run)
     assert {"selected_minus_all_count_list_de", "selected_minus_all_normalise_date_de"} <= set(result.scalars)

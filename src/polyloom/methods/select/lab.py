@@ -43,7 +43,7 @@ STUDY_TARGETS = {"quick": 1, "full": 2}
 # What `benchmarks/select_tasks.py targets` finds to be learnt best, looking at neither selector nor rivals.
 STUDY_OPERATIONS = ("classify_kind_list_{}", "normalise_date_{}")
 STUDY_SEEDS = {"quick": 1, "full": 3}
-STUDY_STEPS = {"quick": 120, "full": 150}
+STUDY_STEPS = 120
 NUM_TEST = 64
 STUDY_K = 5
 BY_DESIGN = (
@@ -202,7 +202,7 @@ def run_study(config: SelectStudyConfig, run: Run) -> Result:
         arms = STUDY_ARMS[config.profile]
         jobs.append(Job(target, items, few, mixtures(arms, scored, pool, STUDY_K, seeds, truth)))
     tasks = with_examples(pool, range(len(pool.tasks)), languages, config.seed).tasks
-    learner = make_learner("tiny", tasks, STUDY_STEPS[config.profile])
+    learner = make_learner("tiny", tasks, STUDY_STEPS)
     rows = run_jobs(jobs, pool, learner, seeds, languages, run)
     kinship = [_kinship(job, pool, languages) for job in jobs]
     tables = {
