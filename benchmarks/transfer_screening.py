@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,7 @@ from polyloom.data.records import Example
 from polyloom.methods.transfer.config import TransferTrainConfig
 from polyloom.methods.transfer.data import Data, read_data
 from polyloom.methods.transfer.lexicon import open_lexicons
-from polyloom.methods.transfer.protocol import run_protocol
-from polyloom.methods.transfer.switching import SwitchPlan, switch_all
+from polyloom.methods.transfer.protocol import FULL_SWITCH, run_protocol, switched_examples
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "transfer-ner-trees.yaml"
@@ -74,12 +74,11 @@ class Unstored:
 def switched_dev(data: Data, folder: Path) -> dict[str, list[Example]]:
     """Return every second dev sentence, switched in full into each language."""
     dev = data.dev[::2]
-    plan = SwitchPlan(rate=1.0, among="covered", choose="uniform")
+    plan = replace(FULL_SWITCH, choose="uniform")
     unseen = open_lexicons([f"{code}={folder / name}" for code, name in UNSEEN.items()])
     tests = {}
     for code, lexicon in {**data.lexicons, **unseen}.items():
-        found = switch_all(dev, plan, {code: lexicon}, seed=77)
-        tests[code] = [Example(e.id, s.sentences, e.label, e.language) for e, s in zip(dev, found, strict=True)]
+        tests[code] = switched_examples(dev, plan, {code: lexicon}, seed=77)
     return tests
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from polyloom.core.errors import UserError
-from polyloom.core.files import write_text
+from polyloom.core.files import json_lines, write_text
 from polyloom.core.result import Artifact, Scalar
 from polyloom.core.seeding import python_random
 from polyloom.data.labelled import from_record, read_labelled
@@ -157,8 +156,7 @@ def prompt_report(
         return {}, {}, []
     queries = read_queries(config, list(lexicons))
     prompts = build_prompts(examples, queries, plan, lexicons, shots=config.shots, seed=config.seed, aids=aids)
-    lines = (json.dumps(one._asdict(), ensure_ascii=False) + "\n" for one in prompts)
-    write_text(run.artifact("prompts.jsonl"), "".join(lines))
+    write_text(run.artifact("prompts.jsonl"), json_lines(one._asdict() for one in prompts))
     artifact = Artifact(
         path="artifacts/prompts.jsonl",
         media_type="application/jsonl",

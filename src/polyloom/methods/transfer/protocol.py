@@ -20,6 +20,7 @@ from polyloom.methods.transfer.arms import Arm, check_leak, find_arms, plan_of
 from polyloom.methods.transfer.config import TransferTrainConfig
 from polyloom.methods.transfer.data import Data
 from polyloom.methods.transfer.encoders import PRETRAIN_BATCH, Start, make_start
+from polyloom.methods.transfer.lexicon import Lexicons
 from polyloom.methods.transfer.models import Predictions, TransferModel, predict, save_transfer
 from polyloom.methods.transfer.sequences import Sequencer, Targets, find_targets
 from polyloom.methods.transfer.switching import Aids, SwitchPlan, count_switches, switch_all
@@ -259,6 +260,14 @@ def make_aids(config: TransferTrainConfig, data: Data, start: Start) -> Aids:
     return aids
 
 
+def switched_examples(
+    examples: Sequence[Example], plan: SwitchPlan, lexicons: Lexicons, seed: int, aids: Aids | None = None
+) -> list[Example]:
+    """Return examples with their words switched and their labels kept."""
+    found = switch_all(examples, plan, lexicons, seed=seed, aids=aids)
+    return [Example(e.id, s.sentences, e.label, e.language) for e, s in zip(examples, found, strict=True)]
+
+
 def choose_epoch(
     built: ArmModel,
     snapshots: Sequence[Path],
@@ -286,8 +295,7 @@ def choose_epoch(
         return config.epochs, {}
     dev = data.dev
     if config.select == "switched-dev":
-        found = switch_all(dev, FULL_SWITCH, data.lexicons, seed=seed, aids=aids)
-        dev = [Example(e.id, s.sentences, e.label, e.language) for e, s in zip(dev, found, strict=True)]
+        dev = switched_examples(dev, FULL_SWITCH, data.lexicons, seed, aids)
     main = metric_names(targets)[0]
     values: list[float] = []
     oracle: dict[str, list[float]] = {code: [] for code in data.oracles}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from polyloom.core.errors import UserError
-from polyloom.core.files import write_text
+from polyloom.core.files import json_lines, write_text
 from polyloom.core.result import Artifact, Result, Scalar, Table
 from polyloom.data.records import Example
 from polyloom.methods.transfer.arms import find_arms
@@ -326,9 +325,7 @@ def _write_predictions(
         }
         for one, label, tags in zip(examples, said.labels, said.tags, strict=True)
     ]
-    write_text(
-        run.artifact(f"predictions/{code}.jsonl"), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    )
+    write_text(run.artifact(f"predictions/{code}.jsonl"), json_lines(rows))
     if config.xtreme != "none":
         write_text(run.artifact(f"xtreme/{config.xtreme}/test-{code}.tsv"), xtreme_lines(said))
 
