@@ -19,7 +19,6 @@ from polyloom.methods.select import reranking
 from polyloom.methods.select.config import RankConfig
 from polyloom.methods.select.data import PoolTask, make_pool, read_pool
 from polyloom.methods.select.gradients import (
-    answer_logits,
     fisher_diagonal,
     influences,
     mean_gradient,
@@ -29,7 +28,14 @@ from polyloom.methods.select.gradients import (
 from polyloom.methods.select.instances import drawn_order, log_importance, ngram_buckets, pick_examples, unlike
 from polyloom.methods.select.lexical import build_index
 from polyloom.methods.select.study import run_rank
-from polyloom.methods.select.tuning import IGNORED, answer_loss, plain_prompt, pool_tokenizer, small_model
+from polyloom.methods.select.tuning import (
+    IGNORED,
+    answer_logits,
+    answer_loss,
+    plain_prompt,
+    pool_tokenizer,
+    small_model,
+)
 from polyloom.models.load import save_model
 from polyloom.models.tiny import EOS_ID, PAD_ID
 from polyloom.models.tokenizers import train_tokenizer
@@ -115,7 +121,9 @@ def test_an_encoder_decoders_logits_are_those_of_its_loss() -> None:
     batch = row_batch(model, tokenizer, task_rows(TASKS[1]), plain_prompt)
     loss, count = answer_loss(model, batch)
     labels = batch["labels"][batch["labels"] != IGNORED]
-    ours = torch.nn.functional.cross_entropy(answer_logits(model, batch), labels, reduction="sum")
+    ours = torch.nn.functional.cross_entropy(answer_logits(model, batch)[0], labels, reduction="sum")
+    library = model(input_ids=batch["tokens"], attention_mask=batch["mask"], labels=batch["labels"]).loss
+    assert float(library.detach()) * count == pytest.approx(float(loss.detach()), rel=1e-5)
     assert float(ours.detach()) == pytest.approx(float(loss.detach()), rel=1e-5)
     assert count == len(labels)
     assert (fisher_diagonal(model, tokenizer, TASKS[1], plain_prompt) > 0).any()

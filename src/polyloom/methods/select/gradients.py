@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from polyloom.core.errors import PolyloomError
-from polyloom.generation.decode import decoder_start
 from polyloom.methods.select.data import Pair, Pool, PoolTask
-from polyloom.methods.select.tuning import IGNORED, Prompt, answer_loss, batches
+from polyloom.methods.select.tuning import Prompt, answer_logits, answer_loss, batches
 from polyloom.models.device import torch_generator
 from polyloom.training.packing import Batch
 
@@ -169,7 +168,7 @@ def fisher_diagonal(
     rows = task_rows(task)
     total = [torch.zeros(len(one), device=one.device) for one in matrices]
     for row in rows:
-        logits = answer_logits(model, row_batch(model, tokenizer, [row], prompt)).float()
+        logits = answer_logits(model, row_batch(model, tokenizer, [row], prompt))[0].float()
         if not logits.isfinite().all():
             raise not_finite(model, task)
         drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=draws)[:, 0].to(logits.device)
@@ -177,16 +176,3 @@ def fisher_diagonal(
         for sums, gradient in zip(total, torch.autograd.grad(loss, matrices, materialize_grads=True), strict=True):
             sums += gradient.float().square().mean(1) / len(rows)
     return torch.cat([one.cpu() for one in total]).double().numpy()
-
-
-def answer_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Return the logits [n, V] at the answers' tokens of a batch as `batches` makes them."""
-    if "mask" not in batch:
-        kept = batch["labels"][:, 1:] != IGNORED
-        found: Tensor = model(input_ids=batch["tokens"][:, :-1], use_cache=False).logits[kept]
-        return found
-    labels = batch["labels"]
-    before = torch.cat([torch.full_like(labels[:, :1], decoder_start(model)), labels[:, :-1].clamp(min=0)], dim=1)
-    given = {"input_ids": batch["tokens"], "attention_mask": batch["mask"], "decoder_input_ids": before}
-    logits: Tensor = model(**given, use_cache=False).logits[labels != IGNORED]
-    return logits

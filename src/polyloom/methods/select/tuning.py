@@ -21,8 +21,9 @@ from polyloom.generation.decode import Decoding, decode, max_positions
 from polyloom.generation.scoring import score_continuations
 from polyloom.methods.select.data import Pair, Pool, PoolTask
 from polyloom.metrics.rouge import rouge_l, word_tokens
+from polyloom.models.padding import pad_rows
 from polyloom.models.tiny import BOS_ID, EOS_ID, PAD_ID
-from polyloom.models.tokenizers import encode, encode_all, train_tokenizer
+from polyloom.models.tokenizers import encode_all, train_tokenizer
 from polyloom.training.config import TrainConfig
 from polyloom.training.engine import ParameterGroup
 from polyloom.training.loop import TrainState, train
@@ -151,15 +152,11 @@ def batches(
             before = [*begin, *asked][-(max_tokens - len(target)) :]
             tokens.append([*before, *target])
             labels.append([IGNORED] * len(before) + target)
-        batch = {"tokens": _padded(tokens, PAD_ID), "labels": _padded(labels, IGNORED)}
-        return batch | ({"mask": _padded([[1] * len(row) for row in tokens], 0)} if encoder_decoder else {})
+        padded, mask = pad_rows(tokens, filler=PAD_ID)
+        batch = {"tokens": padded, "labels": pad_rows(labels, filler=IGNORED)[0]}
+        return batch | ({"mask": mask} if encoder_decoder else {})
 
     return batch_at
-
-
-def _padded(rows: Sequence[list[int]], filler: int) -> Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([row + [filler] * (width - len(row)) for row in rows])
 
 
 def shortest_first(batch: Batch) -> Batch:
@@ -175,8 +172,8 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int
     return begin, end
 
 
-def answer_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-    """Return the summed cross entropy of the answers' tokens in nats, and their number.
+def answer_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the logits [n, V] at the answers' tokens of a batch as `batches` makes them, and those tokens [n].
 
     Args:
         model: a causal language model, or an encoder-decoder model.
@@ -187,24 +184,26 @@ def answer_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         # The library shifts the labels behind the decoder's start token.
         found = model(input_ids=batch["tokens"], attention_mask=batch["mask"], labels=batch["labels"], use_cache=False)
         kept = batch["labels"] != IGNORED
-        loss = nn.functional.cross_entropy(found.logits[kept].float(), batch["labels"][kept], reduction="sum")
-        return loss, int(kept.sum())
+        return found.logits[kept], batch["labels"][kept]
     # A micro-batch of short rows ends with its longest one's answer.
     answered = (batch["labels"] != IGNORED).any(0).nonzero()
     width = int(answered.max()) + 1 if len(answered) else batch["labels"].shape[1]
     tokens, labels = batch["tokens"][:, : width - 1], batch["labels"][:, 1:width]
     kept = labels != IGNORED
     model_type = getattr(getattr(model, "config", None), "model_type", "")
-    if model_type == "llama":
-        # The output matrix and the last layer's feed-forward block are applied to the answers alone, which nothing else
-        # reads: half of a tiny model's work is saved.
-        with _last_block_on(model, kept):
-            hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[operator]
-        logits = model.lm_head(hidden[kept])  # type: ignore[operator]
-    else:
-        logits = model(input_ids=tokens, use_cache=False).logits[kept]
-    loss = nn.functional.cross_entropy(logits.float(), labels[kept], reduction="sum")
-    return loss, int(kept.sum())
+    if model_type != "llama":
+        return model(input_ids=tokens, use_cache=False).logits[kept], labels[kept]
+    # The output matrix and the last layer's feed-forward block are applied to the answers alone, which nothing else
+    # reads: half of a tiny model's work is saved.
+    with _last_block_on(model, kept):
+        hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state  # type: ignore[operator]
+    return model.lm_head(hidden[kept]), labels[kept]  # type: ignore[operator]
+
+
+def answer_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+    """Return the summed cross entropy of the answers' tokens in nats, and their number. Arguments: `answer_logits`."""
+    logits, targets = answer_logits(model, batch)
+    return nn.functional.cross_entropy(logits.float(), targets, reduction="sum"), len(targets)
 
 
 @contextmanager
@@ -326,7 +325,7 @@ def evaluate(
     begin, end = special_ids(tokenizer)
     # An encoder is given its texts with their end, a decoder goes on from there.
     behind = end if model.config.is_encoder_decoder else []
-    prompts = [[*begin, *encode(tokenizer, item.prompt), *behind] for item in items]
+    prompts = [[*begin, *ids, *behind] for ids in encode_all(tokenizer, [item.prompt for item in items])]
     found: dict[str, list[float]] = {}
     if all(item.options for item in items):
         spans: list[int] = []
@@ -335,14 +334,15 @@ def evaluate(
         for item, prompt in zip(items, prompts, strict=True):
             spans.append(len(contexts))
             contexts += [prompt] * len(item.options)
-            continuations += [[*encode(tokenizer, option), *end] for option in item.options]
+            continuations += [[*ids, *end] for ids in encode_all(tokenizer, item.options)]
         totals = [sum(values) for values in score_continuations(model, contexts, continuations)]
         found["rank_accuracy"] = []
         for item, start in zip(items, spans, strict=True):
             scores = totals[start : start + len(item.options)]
             found["rank_accuracy"].append(float(item.options[scores.index(max(scores))] in item.answers))
     if generate:
-        longest = max(len(encode(tokenizer, answer)) for item in items for answer in item.answers)
+        answers = [answer for item in items for answer in item.answers]
+        longest = max(map(len, encode_all(tokenizer, answers)))
         budget = Decoding(max_new_tokens=min(MAX_ANSWER_TOKENS, longest + 2))
         texts = [one.text for one in decode(model, prompts, budget, tokenizer=tokenizer, eos_tokens=end)]
         found["exact_match"] = [
